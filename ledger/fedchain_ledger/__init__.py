@@ -1,0 +1,1 @@
+"""The permissioned ledger: a pure core, a service around it, a client that verifies."""

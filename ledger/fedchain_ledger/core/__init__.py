@@ -1,0 +1,1 @@
+"""Consensus, chain state, policy and audit: deterministic, no clock, no randomness, no IO."""
