@@ -727,8 +727,13 @@ class Block(_message.Message):
 
     HEADER_FIELD_NUMBER: _builtins.int
     ENVELOPES_FIELD_NUMBER: _builtins.int
+    PARENT_CERTIFICATE_FIELD_NUMBER: _builtins.int
     header: _builtins.bytes
     """fixed-width, see blocks.py"""
+    parent_certificate: _builtins.bytes
+    """The parent's certificate, the very one that the header hashes: two validators may hold two
+    different ones of one block. Empty at height 1.
+    """
     @_builtins.property
     def envelopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """serialised Envelope, verbatim"""
@@ -738,10 +743,11 @@ class Block(_message.Message):
         *,
         header: _builtins.bytes = ...,
         envelopes: _abc.Iterable[_builtins.bytes] | None = ...,
+        parent_certificate: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["envelopes", b"envelopes", "header", b"header"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["envelopes", b"envelopes", "header", b"header", "parent_certificate", b"parent_certificate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
