@@ -106,6 +106,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """the client checked what it was sent and declined, saying why"""
     REASON_WEIGHT_SUM: _Reason.ValueType  # 20
     """the weights' sum or an integer sum would leave the exact range"""
+    REASON_NOT_ASKED: _Reason.ValueType  # 21
+    """the server sent this member no instruction: not sampled, or not connected"""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why an update or a cohort member is not in the average. What the chain or the kept arrays
@@ -145,6 +147,8 @@ REASON_CLIENT_REFUSED: Reason.ValueType  # 19
 """the client checked what it was sent and declined, saying why"""
 REASON_WEIGHT_SUM: Reason.ValueType  # 20
 """the weights' sum or an integer sum would leave the exact range"""
+REASON_NOT_ASKED: Reason.ValueType  # 21
+"""the server sent this member no instruction: not sampled, or not connected"""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
 
 class _RunOutcome:
