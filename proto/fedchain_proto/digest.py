@@ -24,6 +24,7 @@ import numpy as np
 from fedchain_proto import merkle
 from fedchain_proto.errors import EvidenceError, RuleError
 from fedchain_proto.hashing import sha256
+from fedchain_proto.names import is_text, printable
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Arrays = Mapping[str, Array]
@@ -58,8 +59,8 @@ def tensor_name_bytes(name: str) -> bytes:
     """Encode a tensor's name, which is what the canonical order sorts by.
 
     Raises:
-        RuleError: Not 1 to 255 bytes of UTF-8, has control characters, or is the key under
-            which safetensors keeps its metadata.
+        RuleError: Not 1 to 255 bytes of UTF-8, hides characters (names.py), or is the key
+            under which safetensors keeps its metadata.
     """
     try:
         encoded = name.encode()
@@ -67,12 +68,16 @@ def tensor_name_bytes(name: str) -> bytes:
         encoded = b""
     if not 1 <= len(encoded) <= MAX_NAME_BYTES:
         raise RuleError(
-            f"tensor name is not 1 to {MAX_NAME_BYTES} bytes of UTF-8: {name[:40]!r}",
+            f"tensor name is not 1 to {MAX_NAME_BYTES} bytes of UTF-8: {printable(name, 40)!r}",
             code="tensor-name",
             claim="C1",
         )
-    if name == "__metadata__" or any(c < " " or "\x7f" <= c <= "\x9f" for c in name):
-        raise RuleError(f"tensor name is reserved: {name!r}", code="tensor-name", claim="C1")
+    if name == "__metadata__" or not is_text(name, MAX_NAME_BYTES):
+        raise RuleError(
+            f"tensor name is reserved or hides characters: {printable(name, 40)!r}",
+            code="tensor-name",
+            claim="C1",
+        )
     return encoded
 
 
