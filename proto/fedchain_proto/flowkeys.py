@@ -19,3 +19,12 @@ REFUSED = "refused"  # str: why the client declined
 
 # The owner's folder, in Flower's own context.node_config: it stays on the owner's machine.
 NODE_CONFIG_HOME = "fedchain-home"
+
+# Flower's own convention for the weight of an update, in the reply's MetricRecord.
+NUM_EXAMPLES = "num-examples"
+
+# Codes of a Flower error reply that the in-process Grid makes; far from Flower's own.
+ERROR_FAILED = 1001  # the client raised, exited or crashed
+ERROR_OVERRAN = 1002  # it ran past its time-out and was stopped
+ERROR_MALFORMED = 1003  # it returned something that is no reply
+ERROR_REFUSED = 1004  # `fedchain.attest` declined, saying why

@@ -34,6 +34,7 @@ _WORDS: dict[Reason.ValueType, str] = {
     wire.REASON_CONFLICT: "it signed a second, different update",
     wire.REASON_CLIENT_REFUSED: "its client checked what it was sent and declined",
     wire.REASON_WEIGHT_SUM: "the sum of the weights would leave the exact range",
+    wire.REASON_NOT_ASKED: "the server did not ask it: not sampled, or not connected",
 }
 
 
