@@ -92,8 +92,8 @@ def _sized(value: bytes) -> bytes:
 
 def _refused(key: str, what: str) -> RuleError:
     return RuleError(
-        f"configuration entry {printable(key, 40)!r} is {what}; use int, float, str, bytes, bool or a list"
-        " of one of these",
+        f"configuration entry {printable(key, 40)!r} is {what}; use int, float, str, bytes, bool"
+        " or a list of one of these",
         code="instruction",
         claim="C5",
     )
