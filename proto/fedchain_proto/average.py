@@ -171,8 +171,8 @@ def accumulate_f64(parts: Sequence[tuple[int, Array]], out: Float64Array) -> Non
     # A sum that leaves float64's range is found by the caller, as a value and not as a warning.
     with np.errstate(over="ignore", invalid="ignore"):
         for n, x in parts:
-            # dtype: the cast comes before the product, in numpy 1 and 2 alike.
-            np.multiply(x, float(n), out=term, dtype=np.float64)
+            np.copyto(term, x)  # widened first: a float32 product would be rounded
+            np.multiply(term, float(n), out=term)
             np.add(out, term, out=out)
 
 
