@@ -46,7 +46,7 @@ class Application(Protocol):
     def propose(self, now_ms: int, proposer: int) -> wire.Block | None:
         """A new block on the tip, at most MAX_BLOCK_BYTES; None when there is nothing to decide.
 
-        It carries the parent's certificate in ``last_certificate`` (the one given to ``commit``),
+        It carries the parent's certificate in ``parent_certificate`` (the one given to ``commit``),
         whose hash its header names.
         """
         ...

@@ -89,7 +89,7 @@ class Persist:
 @dataclass(frozen=True)
 class Decide:
     """Store in one transaction: block, certificate, log leaves; and delete journal rows with
-    ``height`` up to this one. ``block.last_certificate`` replaces the stored one of the parent.
+    ``height`` up to this one. ``block.parent_certificate`` replaces the stored one of the parent.
     """
 
     height: int
@@ -127,7 +127,7 @@ class SetTimer:
 class Accuse:
     """Two signed votes (serialised ``SignedVote``, ascending) that one key must not have signed."""
 
-    offence: wire.Offence
+    offence: wire.Offence.ValueType
     accused: bytes  # key id
     first: bytes
     second: bytes
