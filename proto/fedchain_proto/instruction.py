@@ -42,10 +42,9 @@ def instruction_digest(
         RuleError: A value is NaN, an integer beyond 64 bits, a list of mixed types, or of a
             type that has no place in a configuration; or a text is not UTF-8.
     """
-    entries = sorted((_text(key), key) for key in config)
-    parts = [_DOMAIN, _text(message_type), _sized(app), struct.pack("<I", len(entries))]
-    for encoded, key in entries:
-        parts += (encoded, _value(key, config[key]))
+    parts = [_DOMAIN, _text(message_type), _sized(app), struct.pack("<I", len(config))]
+    for key in sorted(config, key=_utf8):
+        parts += (_text(key), _value(key, config[key]))
     return sha256(*parts)
 
 
@@ -78,8 +77,12 @@ def _scalar(key: str, value: object) -> bytes:
 
 
 def _text(text: str) -> bytes:
+    return _sized(_utf8(text))
+
+
+def _utf8(text: str) -> bytes:
     try:
-        return _sized(text.encode())
+        return text.encode()
     except UnicodeEncodeError:
         raise RuleError(
             f"not UTF-8 in an instruction: {printable(text, 40)!r}", code="instruction", claim="C5"
