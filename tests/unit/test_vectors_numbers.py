@@ -114,13 +114,17 @@ def tagged(kind: str, value: Any) -> bytes:
     """One value of a vector, whose "kind" is the tag in the format."""
     if kind == "l":
         return b"l" + u32(len(value)) + b"".join(tagged(*item) for item in value)
-    body = {
-        "b": lambda: bytes([value]),
-        "i": lambda: value.to_bytes(8, "little", signed=True),
-        "f": lambda: bytes.fromhex(value),
-        "s": lambda: text(value),
-        "y": lambda: u32(len(value) // 2) + bytes.fromhex(value),
-    }[kind]()
+    match kind:
+        case "b":
+            body = bytes([value])
+        case "i":
+            body = int(value).to_bytes(8, "little", signed=True)
+        case "f":
+            body = bytes.fromhex(value)
+        case "s":
+            body = text(value)
+        case _:  # "y"
+            body = u32(len(value) // 2) + bytes.fromhex(value)
     return kind.encode() + body
 
 
@@ -410,7 +414,9 @@ def test_instruction_vectors(case: dict[str, Any]) -> None:
             return [value(*entry) for entry in item]
         if kind == "f":
             return struct.unpack("<d", bytes.fromhex(item))[0]
-        return {"b": bool, "y": bytes.fromhex}.get(kind, lambda x: x)(item)
+        if kind == "y":
+            return bytes.fromhex(item)
+        return bool(item) if kind == "b" else item
 
     config = {key: value(kind, item) for key, kind, item in case["config"]}
     app = bytes.fromhex(case["app"])
