@@ -48,11 +48,18 @@ class Journal:
             ) from error
 
     def latest_round(self, chain_id: bytes, run: bytes) -> int:
-        """Highest round of a run that something was signed for, 0 if there is none."""
+        """Highest round of a run that something was signed for, 0 if there is none.
+
+        Raises:
+            UsageError: The journal cannot be read; then nothing must be signed.
+        """
+        folder = self._path(chain_id, run, 0).parent
         try:
-            names = os.listdir(self._path(chain_id, run, 0).parent)
+            names = os.listdir(folder)
         except FileNotFoundError:
             return 0
+        except OSError as error:
+            raise UsageError(f"cannot read the journal {folder}: {error.strerror}") from error
         numbers = (name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX))
         return max((int(number) for number in numbers if number.isdecimal()), default=0)
 
