@@ -91,9 +91,9 @@ def test_encrypted_key_opens_with_the_environments_passphrase(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An encrypted key needs its passphrase, and a home without it says how to give it."""
-    secret = "correct horse"
-    monkeypatch.setenv(PASSPHRASE, secret)
-    assert make_home(tmp_path / "home", passphrase=secret).key.public == OWNER.public
+    phrase = "correct horse"
+    monkeypatch.setenv(PASSPHRASE, phrase)
+    assert make_home(tmp_path / "home", passphrase=phrase).key.public == OWNER.public
     monkeypatch.setenv(PASSPHRASE, "wrong horse")
     with pytest.raises(UsageError, match="wrong passphrase"):
         OwnerHome(tmp_path / "home")
