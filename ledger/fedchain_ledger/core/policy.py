@@ -14,11 +14,11 @@ from fedchain_proto.errors import RuleError
 from fedchain_proto.statements import Statement
 
 from fedchain_ledger.core.rules import closes, evidence, members, runs, updates
-from fedchain_ledger.core.rules.case import GRACE_MS, Case, Rule, has_passed
+from fedchain_ledger.core.rules.case import GRACE_MS, Case, Complaint, Rule, has_passed
 from fedchain_ledger.core.rules.evidence import evidence_key
 from fedchain_ledger.core.state import ChainState, CommittedUpdate, Member, Round, Run, RunRules
 
-__all__ = ["CONTRACT", "GRACE_MS", "Rule", "apply", "check", "has_passed"]
+__all__ = ["CONTRACT", "GRACE_MS", "Rule", "ViolationError", "apply", "check", "has_passed"]
 
 CONTRACT: Final[dict[type[Any], tuple[Rule, ...]]] = {
     wire.MemberAdmitted: members.ADMITTED,
@@ -30,6 +30,19 @@ CONTRACT: Final[dict[type[Any], tuple[Rule, ...]]] = {
     wire.RunClosed: runs.RUN_CLOSED,
     wire.Evidence: evidence.BROUGHT,
 }
+
+
+class ViolationError(RuleError):
+    """A statement breaks a rule of the contract, whose code and claim this carries.
+
+    Attributes:
+        participant: Whom it concerns, if that is not whoever the statement speaks for.
+    """
+
+    def __init__(self, complaint: str | Complaint, rule: Rule) -> None:
+        why = complaint.why if isinstance(complaint, Complaint) else complaint
+        super().__init__(why, code=rule.code, claim=rule.claim)
+        self.participant = complaint.participant if isinstance(complaint, Complaint) else None
 
 
 def check(
@@ -52,14 +65,14 @@ def check(
         tally: Gets 1 added for every claim that a rule of this statement served.
 
     Raises:
-        RuleError: The first broken rule, with its code and claim.
+        ViolationError: The first broken rule.
     """
     case = Case(state, signed, statement, height, time_ms)
     rules = CONTRACT[type(statement)]
     for rule in rules:
-        complaint = rule.complaint(case)
+        complaint = rule.judge(case)
         if complaint is not None:
-            raise RuleError(complaint, code=rule.code, claim=rule.claim)
+            raise ViolationError(complaint, rule)
     if tally is not None:
         tally.update({rule.claim for rule in rules})
 
@@ -76,7 +89,7 @@ def apply(
     """Judge one statement as `check` does, then write down in `state` what it says.
 
     Raises:
-        RuleError: As `check`; `state` is then as it was.
+        ViolationError: As `check`; `state` is then as it was.
     """
     check(state, signed, statement, height=height, time_ms=time_ms, tally=tally)
     match statement:

@@ -50,26 +50,43 @@ class Case(Generic[S_co]):
 
 
 @dataclass(frozen=True, slots=True)
+class Complaint:
+    """What is wrong, where it is about somebody whom the statement itself does not speak for.
+
+    Attributes:
+        why: In plain words.
+        participant: Whom it concerns.
+    """
+
+    why: str
+    participant: str
+
+
+Verdict: TypeAlias = str | Complaint | None
+"""What is wrong with a case, in plain words; None if nothing is."""
+
+
+@dataclass(frozen=True, slots=True)
 class Rule:
     """One clause of the contract.
 
     Attributes:
         code: Stable kebab-case name, for programs.
         claim: The auditor's claim under which a violation is filed.
-        complaint: What is wrong with a case, in plain words; None if nothing is. May rely on the
-            rules that stand before it in the contract.
+        judge: Finds what is wrong with a case. May rely on the rules that stand before it in the
+            contract.
     """
 
     code: str
     claim: str
-    complaint: Callable[[Case[Any]], str | None]
+    judge: Callable[[Case[Any]], Verdict]
 
 
-def rule(code: str, claim: str) -> Callable[[Callable[[Case[S]], str | None]], Rule]:
+def rule(code: str, claim: str) -> Callable[[Callable[[Case[S]], Verdict]], Rule]:
     """Make a rule of the function that finds its violations."""
 
-    def made(complaint: Callable[[Case[S]], str | None]) -> Rule:
-        return Rule(code, claim, complaint)
+    def made(judge: Callable[[Case[S]], Verdict]) -> Rule:
+        return Rule(code, claim, judge)
 
     return made
 

@@ -4,7 +4,15 @@ from fedchain_proto import reasons
 from fedchain_proto import wire_pb2 as wire
 from fedchain_proto.hashing import short
 
-from fedchain_ledger.core.rules.case import Case, has_passed, of_an_open_run, rule, run_of
+from fedchain_ledger.core.rules.case import (
+    Case,
+    Complaint,
+    Verdict,
+    has_passed,
+    of_an_open_run,
+    rule,
+    run_of,
+)
 from fedchain_ledger.core.rules.runs import BY_AGGREGATOR
 from fedchain_ledger.core.state import Round
 
@@ -61,33 +69,35 @@ def under_the_runs_rule(case: Close) -> str | None:
 
 
 @rule("cohort-not-covered", "C8")
-def accounts_for_everybody(case: Close) -> str | None:
+def accounts_for_everybody(case: Close) -> Verdict:
     """Included plus excluded are the cohort, each member once."""
     said, cohort = case.said, _round(case).cohort
     named = [entry.participant for entry in said.included]
     named += [entry.participant for entry in said.excluded]
     missing = sorted(set(cohort).difference(named))
     if missing:
-        return f"says nothing of {missing[0]}" + _and_more(len(missing))
+        return Complaint(f"says nothing of {missing[0]}{_and_more(len(missing))}", missing[0])
     strangers = sorted(set(named).difference(cohort))
     if strangers:
-        return f"names {strangers[0]}, who is not in the cohort" + _and_more(len(strangers))
+        who = f"{strangers[0]}{_and_more(len(strangers))}"
+        return Complaint(f"names {who}, not of the cohort", strangers[0])
     return None if len(named) == len(cohort) else "names a member of the cohort twice"
 
 
 @rule("dropped-update", "C8")
-def drops_nothing(case: Close) -> str | None:
+def drops_nothing(case: Close) -> Verdict:
     """Every update in the log is in the result, or is excluded under its own transaction."""
     updates = _round(case).updates
     for entry in case.said.excluded:
         update = updates.get(entry.participant)
         if update is not None and entry.transaction != update.tx_id:
-            return f"hides the update of {entry.participant}, {short(update.tx_id)}"
+            why = f"hides the update of {entry.participant}, {short(update.tx_id)}"
+            return Complaint(why, entry.participant)
     return None
 
 
 @rule("invented-update", "C8")
-def invents_nothing(case: Close) -> str | None:
+def invents_nothing(case: Close) -> Verdict:
     """What is named stands in the log: no receipt, no weight."""
     updates = _round(case).updates
     for participant, transaction in (
@@ -96,18 +106,20 @@ def invents_nothing(case: Close) -> str | None:
     ):
         update = updates.get(participant)
         if transaction and (update is None or update.tx_id != transaction):
-            return f"no update {short(transaction)} of {participant} stands in the log"
+            why = f"no update {short(transaction)} of {participant} stands in the log"
+            return Complaint(why, participant)
     return None
 
 
 @rule("wrong-weight", "C7")
-def weighs_as_signed(case: Close) -> str | None:
+def weighs_as_signed(case: Close) -> Verdict:
     """The weight that counts is the one that the participant signed."""
     updates = _round(case).updates
     for entry in case.said.included:
         signed = updates[entry.participant].num_examples
         if entry.num_examples != signed:
-            return f"weighs {entry.participant} with {entry.num_examples}, who signed {signed}"
+            why = f"weighs {entry.participant} with {entry.num_examples}, who signed {signed}"
+            return Complaint(why, entry.participant)
     return None
 
 
@@ -121,26 +133,27 @@ def adds_up(case: Close) -> str | None:
 
 
 @rule("unfounded-reason", "C8")
-def gives_reasons_that_can_be(case: Close) -> str | None:
+def gives_reasons_that_can_be(case: Close) -> Verdict:
     """A reason must not be one that the log refutes, nor one that nothing kept could show."""
     for entry in case.said.excluded:
         excludes = f"excludes {entry.participant} as {reasons.code(entry.reason)}, but"
         if entry.transaction and entry.reason in _REFUTED_BY_THE_LOG:
-            return f"{excludes} its update stands in the log"
+            return Complaint(f"{excludes} its update stands in the log", entry.participant)
         if not entry.transaction and entry.reason in _NEEDS_AN_UPDATE:
-            return f"{excludes} no update of it stands in the log"
+            return Complaint(f"{excludes} no update of it stands in the log", entry.participant)
     return None
 
 
 @rule("silent-early", "C10")
-def calls_silent_after_deadline(case: Close) -> str | None:
+def calls_silent_after_deadline(case: Close) -> Verdict:
     """Nobody is silent before the deadline has passed."""
     deadline = _round(case).deadline_ms
     if has_passed(deadline, case.time_ms):
         return None
     for entry in case.said.excluded:
         if entry.reason == wire.REASON_SILENT:
-            return f"calls {entry.participant} silent before the deadline had passed"
+            why = f"calls {entry.participant} silent before the deadline had passed"
+            return Complaint(why, entry.participant)
     return None
 
 

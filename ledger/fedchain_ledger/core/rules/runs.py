@@ -7,7 +7,9 @@ from fedchain_proto.keys import key_id
 
 from fedchain_ledger.core.rules.case import (
     Case,
+    Complaint,
     RunStatement,
+    Verdict,
     of_a_known_run,
     of_an_open_run,
     of_this_chain,
@@ -113,13 +115,13 @@ def from_last_model(case: Case[wire.RoundOpened]) -> str | None:
 
 
 @rule("cohort-not-admitted", "C10")
-def cohort_of_participants(case: Case[wire.RoundOpened]) -> str | None:
+def cohort_of_participants(case: Case[wire.RoundOpened]) -> Verdict:
     """Everybody in the cohort is an admitted data owner, not revoked."""
     members = case.state.members
     for name in case.said.cohort:
         member = members.get(name)
         if member is None or member.role != wire.ROLE_PARTICIPANT or not member.in_force:
-            return f"{name} is no participant that is admitted and not revoked"
+            return Complaint(f"{name} is no participant in force", name)
     return None
 
 
