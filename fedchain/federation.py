@@ -1,0 +1,214 @@
+"""A whole federation in one folder: genesis, keys, validators, data owners, one process.
+
+This is the embedded default: nothing to operate. One operator stands behind all validators,
+and every audit report says so. The keys lie unencrypted (mode 0600) beside each other, because
+a passphrase would have to lie there too.
+"""
+
+import os
+import secrets
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from fedchain_clients.home import OwnerHome
+from fedchain_ledger.client import LedgerClient
+from fedchain_ledger.service.embedded import EmbeddedLedger
+from fedchain_proto import wire_pb2 as wire
+from fedchain_proto.artifact import ArtifactFolder
+from fedchain_proto.errors import FedchainError, UsageError
+from fedchain_proto.flowkeys import NODE_CONFIG_HOME
+from fedchain_proto.keys import SigningKey, possession, save_key
+from fedchain_proto.statements import seal_statement
+from fedchain_proto.trust import Genesis, Validator, make_genesis, validator_possession
+from fedchain_server import LedgerFedAvg
+
+from fedchain.workdir import Workdir, check_free
+
+AGGREGATOR = "aggregator"
+OPERATOR = "embedded"  # One party runs every validator here, under one operator's name.
+MAX_CLIENTS = 4096
+MAX_VALIDATORS = 100
+
+
+class Federation:
+    """An embedded federation. Making one writes nothing; entering it makes folder and ledger.
+
+    ::
+
+        federation = Federation("my-run", clients=10)
+        grid = ...                       # may fork: no thread or database of ours exists yet
+        with federation:
+            federation.strategy(policy=Policy()).start(grid, arrays, num_rounds=5)
+
+    Args:
+        workdir: A folder that does not exist yet or is empty.
+        clients: Number of data owners, 1 to 4096; named ``client-00`` and so on.
+        validators: Number of validators, 1 to 100.
+
+    Raises:
+        UsageError: A number out of range, or a folder that is in use or not empty.
+    """
+
+    def __init__(
+        self, workdir: str | os.PathLike[str], *, clients: int, validators: int = 4
+    ) -> None:
+        self.participants = participant_names(clients)
+        self._validators = validator_names(validators)
+        self.path = Path(workdir).absolute()
+        check_free(self.path)
+        self._keys: dict[str, SigningKey] = {}
+        self._ledger: EmbeddedLedger | None = None
+        self._workdir: Workdir | None = None
+
+    @property
+    def ledger(self) -> LedgerClient:
+        """The way to the ledger; only between `start` and `close`."""
+        if self._ledger is None:
+            raise UsageError("the federation is not running; use it in a with statement")
+        return self._ledger.client()
+
+    @property
+    def workdir(self) -> Workdir:
+        """The folder; only while the federation is entered."""
+        if self._workdir is None:
+            raise UsageError("the federation is not running; use it in a with statement")
+        return self._workdir
+
+    def node_config(self, participant: str) -> dict[str, Any]:
+        """What Flower's ``context.node_config`` holds for one data owner.
+
+        ``partition-id`` and ``num-partitions`` as Flower sets them, and the folder in which
+        `fedchain.attest` finds the owner's key.
+        """
+        return {
+            "partition-id": self.participants.index(participant),
+            "num-partitions": len(self.participants),
+            NODE_CONFIG_HOME: str(self.path / "participants" / participant),
+        }
+
+    def strategy(self, **options: Any) -> LedgerFedAvg:
+        """Make the strategy that records its rounds on this federation's ledger.
+
+        Args:
+            options: As for `LedgerFedAvg`, without ledger, key, name and store.
+        """
+        return LedgerFedAvg(
+            self.ledger,
+            key=self._keys[AGGREGATOR],
+            name=AGGREGATOR,
+            store=ArtifactFolder(self.workdir.artifacts),
+            **options,
+        )
+
+    def __enter__(self) -> "Federation":
+        self._workdir = Workdir(self.path)
+        try:
+            self._start(self._create(self._workdir))
+        except BaseException:
+            # No run was opened: what lies there is keys and admissions that nobody needs.
+            self._stop_ledger()
+            self._workdir.discard()
+            self._workdir = None
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop_ledger()
+        if self._workdir is not None:
+            self._workdir.release()
+            self._workdir = None
+
+    def _stop_ledger(self) -> None:
+        if self._ledger is not None:
+            self._ledger.stop()
+            self._ledger = None
+
+    def _create(self, folder: Workdir) -> Genesis:
+        """Write keys, genesis and the owners' folders."""
+        operators = ["admission", AGGREGATOR, *self._validators]
+        self._keys = {name: SigningKey.generate() for name in (*operators, *self.participants)}
+        for path in ("keys", "ledger", "artifacts", "participants"):
+            (folder.path / path).mkdir(mode=0o700)
+        for name in operators:
+            save_key(folder.key(name), self._keys[name], None, unencrypted=True)
+        raw = make_genesis(
+            "fedchain-embedded",
+            time.time_ns() // 1_000_000,
+            secrets.token_bytes(16),
+            [_founder(self._keys[name], name) for name in self._validators],
+            [self._keys["admission"].public],
+            1,
+        )
+        folder.genesis.write_bytes(raw)
+        for name in self.participants:
+            OwnerHome.create(
+                folder.owner(name), name=name, genesis=raw, key=self._keys[name], passphrase=None
+            )
+        return Genesis.parse(raw)
+
+    def _start(self, genesis: Genesis) -> None:
+        """Start the validators, then admit the aggregator and every data owner."""
+        self._ledger = EmbeddedLedger(
+            genesis, {name: self._keys[name] for name in self._validators}, self.workdir.ledger
+        )
+        self._ledger.start()
+        roles = {AGGREGATOR: wire.ROLE_AGGREGATOR}
+        roles |= dict.fromkeys(self.participants, wire.ROLE_PARTICIPANT)
+        admissions = [self._admission(genesis.chain_id, name, role) for name, role in roles.items()]
+        for outcome in self.ledger.submit(admissions):
+            if isinstance(outcome, FedchainError):
+                raise outcome
+
+    def _admission(self, chain_id: bytes, name: str, role: wire.Role.ValueType) -> bytes:
+        key = self._keys[name]
+        statement = wire.MemberAdmitted(
+            chain_id=chain_id,
+            name=name,
+            role=role,
+            public_key=key.public,
+            possession=possession(key, chain_id, name, role),
+        )
+        return seal_statement(statement, self._keys["admission"])
+
+
+def _founder(key: SigningKey, name: str) -> tuple[Validator, bytes]:
+    """A validator's entry in the genesis, with the proof that it holds its key."""
+    return Validator(name, OPERATOR, key.public), validator_possession(key, name, OPERATOR)
+
+
+def participant_names(clients: int) -> tuple[str, ...]:
+    """Zero-padded names, so that the order of names is the order of partitions.
+
+    Raises:
+        UsageError: Not a number from 1 to 4096.
+    """
+    check_count("clients", clients, MAX_CLIENTS)
+    width = max(2, len(str(clients - 1)))
+    return tuple(f"client-{index:0{width}d}" for index in range(clients))
+
+
+def validator_names(validators: int) -> tuple[str, ...]:
+    """``validator-1`` to ``validator-n``.
+
+    Raises:
+        UsageError: Not a number from 1 to 100.
+    """
+    check_count("validators", validators, MAX_VALIDATORS)
+    return tuple(f"validator-{index}" for index in range(1, validators + 1))
+
+
+def check_count(what: str, value: object, most: int) -> None:
+    """Refuse a count that is no whole number from 1 to `most`.
+
+    Raises:
+        UsageError: Naming what was asked for and what is allowed.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise UsageError(f"{what} must be a whole number from 1 to {most}, not {value!r}")

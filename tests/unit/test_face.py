@@ -1,0 +1,54 @@
+"""The package's public face loads what is asked for, and no more."""
+
+import subprocess
+import sys
+
+import pytest
+
+import fedchain
+
+BLOCK_TRAINING = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"torch", "flwr", "sklearn", "matplotlib"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name.split(".")[0])
+
+sys.meta_path.insert(0, Blocked())
+"""
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", BLOCK_TRAINING + code], capture_output=True, text=True, check=False
+    )
+
+
+def test_auditor_needs_no_training_packages() -> None:
+    """Without torch and flwr the package, the command and the audit still load."""
+    done = run("import fedchain, fedchain.cli; fedchain.Report; fedchain.Policy; fedchain.Run")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["launch", "LedgerFedAvg", "attest"])
+def test_missing_training_package_names_the_extra(name: str) -> None:
+    """What does need them says how to get them."""
+    done = run(f"import fedchain; fedchain.{name}")
+    assert "pip install 'fedchain[train]'" in done.stderr.splitlines()[-1]
+
+
+def test_demo_without_its_packages_is_one_line() -> None:
+    """The command says what to install, in one line, with exit status 2."""
+    done = run("import sys; sys.argv = ['fedchain', 'demo']; import fedchain.cli as c; c.main()")
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "fedchain[demo]" in done.stderr
+
+
+def test_every_public_name_exists_and_others_do_not() -> None:
+    """`__all__` keeps its promises."""
+    for name in fedchain.__all__:
+        assert getattr(fedchain, name) is not None
+    with pytest.raises(AttributeError):
+        _ = fedchain.no_such_name  # type: ignore[attr-defined]
