@@ -41,6 +41,12 @@ _BY_ID = _STORED.where(transactions.c.tx_id == bindparam("tx_id"))
 _BY_ROUND = _STORED.where(
     transactions.c.run == bindparam("run"), transactions.c.round == bindparam("round")
 ).order_by(transactions.c.seq)
+_RUNLESS = _STORED.where(transactions.c.run.is_(None)).order_by(transactions.c.seq)
+_RUNS = (
+    select(transactions.c.run)
+    .where(transactions.c.run.is_not(None), transactions.c.round == 0)
+    .order_by(transactions.c.seq)
+)
 _NODE = select(log_nodes.c.hash).where(
     log_nodes.c.level == bindparam("level"), log_nodes.c.position == bindparam("position")
 )
@@ -111,13 +117,19 @@ class ChainReader:
         Raises:
             FedchainError: It is not there, or cannot be read.
         """
+        header, certificate = self.certified_header(height)
+        where = f"block {height}"
+        envelopes = self._rows(_ENVELOPES, {"height": height}, where)
+        return header, [self._bytes(row[0], where) for row in envelopes], certificate
+
+    def certified_header(self, height: int) -> tuple[bytes, bytes]:
+        """Return a block's header and certificate as stored; errors as in :meth:`block`."""
         where = f"block {height}"
         rows = self._rows(_BLOCK, {"height": _bounded(height)}, where)
         if not rows:
             raise damaged(self.path, f"{where} is missing")
         header, certificate = (self._bytes(value, where) for value in rows[0])
-        envelopes = self._rows(_ENVELOPES, {"height": height}, where)
-        return header, [self._bytes(row[0], where) for row in envelopes], certificate
+        return header, certificate
 
     def transaction(self, tx_id: bytes) -> StoredTransaction | None:
         """Look a transaction up by its id (32 bytes)."""
@@ -132,6 +144,15 @@ class ChainReader:
             number: Round from 1; 0 for the run's own opening and closing.
         """
         return self._transactions(_BY_ROUND, {"run": run, "round": _bounded(number)})
+
+    def runless_transactions(self) -> list[StoredTransaction]:
+        """Return what belongs to no run (admissions, revocations, evidence), in log order."""
+        return self._transactions(_RUNLESS, {})
+
+    def runs(self) -> list[bytes]:
+        """List the ids of all runs, in the order in which they opened."""
+        found = (self._bytes(row[0], "a run's id") for row in self._rows(_RUNS, {}, "the runs"))
+        return list(dict.fromkeys(found))
 
     def node(self, level: int, position: int) -> bytes:
         """Return the hash of one complete subtree of the log, a `merkle.NodeReader`."""
