@@ -54,6 +54,11 @@ class FakeLedger:
         )
         self.submit([sealed(admitted, *self._admission)])
 
+    def revoke(self, name: str) -> None:
+        """Record a member's revocation."""
+        revoked = wire.MemberRevoked(chain_id=self.chain_id, name=name, reason="test")
+        self.submit([sealed(revoked, *self._admission)])
+
     def record(self, statement: Statement, *keys: SigningKey) -> bytes:
         """Record a statement; its receipt."""
         outcome = self.submit([sealed(statement, *keys)])[0]
