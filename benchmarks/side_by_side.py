@@ -35,8 +35,8 @@ from rich.table import Table
 
 import fedchain
 from fedchain import digits
-from fedchain.federation import participant_names
 from fedchain.grid import InProcessGrid, NodeSpec
+from fedchain.naming import participant_names
 
 LARGE = 10_000_000
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedchain_clients import attest
-    from fedchain_ledger.core.audit import Report
+    from fedchain_ledger.core.report import Report
     from fedchain_proto.errors import (
         EvidenceError,
         FedchainError,
@@ -53,7 +53,7 @@ _HOMES = {
     "Federation": "fedchain.federation",
     "LedgerFedAvg": "fedchain_server",
     "Policy": "fedchain_proto.statements",
-    "Report": "fedchain_ledger.core.audit",
+    "Report": "fedchain_ledger.core.report",
     "RoundRecord": "fedchain_server",
     "RuleError": "fedchain_proto.errors",
     "Run": "fedchain.run",

@@ -18,7 +18,7 @@ app = typer.Typer(
     help="Federated learning whose training history can be proved.",
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode=None,
+    rich_markup_mode="rich",
 )
 app.add_typer(ledger.app, name="ledger")
 

@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +14,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.progress import TimeElapsedColumn as Elapsed
 from rich.table import Table
 
-from fedchain.federation import participant_names
+from fedchain.naming import participant_names, validator_names
 
 if TYPE_CHECKING:
-    from fedchain_ledger.core.audit import Report
+    from fedchain_ledger.core.report import Report
     from fedchain_server import RoundRecord
 
     from fedchain.run import Run
@@ -45,13 +44,15 @@ def run_demo(
     Raises:
         UsageError: A number out of range, a folder in use, or a package that is missing.
     """
-    for package, name in (("flwr", "flwr"), ("torch", "torch"), ("sklearn", "scikit-learn")):
-        if find_spec(package) is None:
-            raise UsageError(f"the demo needs {name}: pip install 'fedchain[demo]'")
-    participant_names(clients)  # A wrong number is refused before anything slow is imported.
-    from fedchain import digits
-    from fedchain.launch import launch
-    from fedchain.plot import save_learning_curve
+    # A wrong number is refused before anything slow is imported.
+    participant_names(clients)
+    validator_names(validators)
+    try:
+        from fedchain import digits
+        from fedchain.launch import launch
+        from fedchain.plot import save_learning_curve
+    except ModuleNotFoundError as missing:
+        raise UsageError(f"the demo needs {missing.name}: pip install 'fedchain[demo]'") from None
 
     started = time.monotonic()
     # With --json the bars go to stderr: stdout carries the document and nothing else.

@@ -24,12 +24,11 @@ from fedchain_proto.statements import seal_statement
 from fedchain_proto.trust import Genesis, Validator, make_genesis, validator_possession
 from fedchain_server import LedgerFedAvg
 
+from fedchain.naming import participant_names, validator_names
 from fedchain.workdir import Workdir, check_free
 
 AGGREGATOR = "aggregator"
 OPERATOR = "embedded"  # One party runs every validator here, under one operator's name.
-MAX_CLIENTS = 4096
-MAX_VALIDATORS = 100
 
 
 class Federation:
@@ -181,34 +180,3 @@ class Federation:
 def _founder(key: SigningKey, name: str) -> tuple[Validator, bytes]:
     """A validator's entry in the genesis, with the proof that it holds its key."""
     return Validator(name, OPERATOR, key.public), validator_possession(key, name, OPERATOR)
-
-
-def participant_names(clients: int) -> tuple[str, ...]:
-    """Zero-padded names, so that the order of names is the order of partitions.
-
-    Raises:
-        UsageError: Not a number from 1 to 4096.
-    """
-    check_count("clients", clients, MAX_CLIENTS)
-    width = max(2, len(str(clients - 1)))
-    return tuple(f"client-{index:0{width}d}" for index in range(clients))
-
-
-def validator_names(validators: int) -> tuple[str, ...]:
-    """``validator-1`` to ``validator-n``.
-
-    Raises:
-        UsageError: Not a number from 1 to 100.
-    """
-    check_count("validators", validators, MAX_VALIDATORS)
-    return tuple(f"validator-{index}" for index in range(1, validators + 1))
-
-
-def check_count(what: str, value: object, most: int) -> None:
-    """Refuse a count that is no whole number from 1 to `most`.
-
-    Raises:
-        UsageError: Naming what was asked for and what is allowed.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise UsageError(f"{what} must be a whole number from 1 to {most}, not {value!r}")

@@ -14,8 +14,9 @@ from flwr.app import ArrayRecord, MetricRecord
 from flwr.clientapp import ClientApp
 
 from fedchain._flower import silence
-from fedchain.federation import Federation, check_count
+from fedchain.federation import Federation
 from fedchain.grid import InProcessGrid, NodeSpec
+from fedchain.naming import check_count
 from fedchain.run import Run
 
 MAX_ROUNDS = 100_000

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedchain_ledger.core.audit import Report
+from fedchain_ledger.core.report import Report
 from fedchain_ledger.offline import audit_folder
 
 if TYPE_CHECKING:

@@ -91,7 +91,7 @@ def test_equal_seeds_give_equal_models(tmp_path: Path, change: dict[str, int]) -
         ("segfault", "client-failed"),
         ("spin", "client-overran"),
         ("sleep", "client-overran"),
-        ("nothing", "client-failed"),
+        ("nothing", "malformed-reply"),
         ("no-arrays", "client-refused"),
         ("no-metrics", "client-refused"),
         ("nan", "not-finite"),
