@@ -148,11 +148,18 @@ class Replica:
         Raises:
             EvidenceError: It does not hold.
         """
-        late = vote.type == PREPARE and vote.round < self.state.round
-        if late or not self.state.book.wants(vote):
+        if self._idle(vote) or not self.state.book.wants(vote):
             return
         self.verify(vote)
         self.state.book.add(vote)
+
+    def _idle(self, vote: wire.SignedVote) -> bool:
+        """A PREPARE of a lower round, or one more for what we COMMITted: no use verifying it."""
+        state = self.state
+        if vote.type != PREPARE or vote.round > state.round:
+            return False
+        accepted = None if state.accepted is None else state.accepted[0]
+        return vote.round < state.round or (state.committed and vote.block_id == accepted)
 
     def on_round_change(self, change: wire.RoundChange) -> None:
         """Note how far a validator is, and its lock if that holds (R4, R5 act on it).
@@ -196,8 +203,7 @@ class Replica:
         if known is not None and not same_content(known, vote):
             return
         if vote.round < state.round:
-            check_body(proposal.block)
-            state.see(vote.block_id, proposal.block)  # Too late to PREPARE; COMMITs may come.
+            self._see(vote.block_id, proposal.block)
             return
         signed = self._voice.journal.vote(state.number, vote.round, PREPARE)
         if signed is not None and signed.block_id != vote.block_id:
@@ -205,16 +211,20 @@ class Replica:
         again = self._check_justification(proposal) or signed is not None
         # The clock and the proposer of a block that was validated before are not checked a second
         # time: after a partition none could be proposed again (indy-plenum #1488).
-        block_id = self._app.validate(
-            proposal.block,
-            proposer=None if again else vote.validator,
-            now_ms=None if again else now_ms,
-        )
-        if block_id != vote.block_id:
-            raise EvidenceError("a proposal of another block than its vote names")
+        proposer, clock_ms = (None, None) if again else (vote.validator, now_ms)
+        try:
+            self._app.validate(proposal.block, proposer=proposer, now_ms=clock_ms)
+        except FedchainError:
+            self._see(vote.block_id, proposal.block)  # It may be our clock that is wrong.
+            raise
         if vote.round > state.round:
             state.enter(vote.round)
-        self._accept(block_id, proposal.block)
+        self._accept(vote.block_id, proposal.block)
+
+    def _see(self, block_id: bytes, block: wire.Block) -> None:
+        """Keep what we do not PREPARE: COMMITs for it may come all the same."""
+        check_body(block)
+        self.state.see(block_id, block)
 
     def _check_justification(self, proposal: wire.Proposal) -> bool:
         """Whether the block was prepared before; raises EvidenceError if it may not be proposed."""
