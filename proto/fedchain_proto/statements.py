@@ -13,7 +13,7 @@ from fedchain_proto import wire_pb2 as wire
 from fedchain_proto.envelope import MAX_ENVELOPE_BYTES, seal
 from fedchain_proto.errors import EvidenceError, UsageError
 from fedchain_proto.hashing import DIGEST_SIZE
-from fedchain_proto.keys import PUBLIC_KEY_SIZE, SIGNATURE_SIZE, SigningKey, check_public_key
+from fedchain_proto.keys import SIGNATURE_SIZE, SigningKey, check_public_key
 from fedchain_proto.names import is_name, is_text, printable
 from fedchain_proto.strictwire import parse_strict
 
@@ -120,7 +120,6 @@ def seal_statement(statement: Statement, *keys: SigningKey) -> bytes:
 def _member_admitted(s: wire.MemberAdmitted) -> None:
     _size("chain_id", s.chain_id, DIGEST_SIZE)
     _name("name", s.name)
-    _size("public_key", s.public_key, PUBLIC_KEY_SIZE)
     _size("possession", s.possession, SIGNATURE_SIZE)
     check_public_key(s.public_key)
 

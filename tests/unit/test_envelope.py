@@ -1,5 +1,7 @@
 """The envelope: one form per payload and signers, every signature counts."""
 
+from collections.abc import Callable
+
 import pytest
 from fedchain_proto import wire_pb2 as wire
 from fedchain_proto.envelope import (
@@ -159,25 +161,26 @@ def _foreign_type(envelope: wire.Envelope) -> None:
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "why"),
     [
-        _without_signatures,
-        _crowd,
-        _short_signature,
-        _long_key_id,
-        _no_payload,
-        _no_type,
-        _long_type,
-        _foreign_type,
+        (_without_signatures, "signatures"),
+        (_crowd, "signatures"),
+        (_short_signature, "size"),
+        (_long_key_id, "size"),
+        (_no_payload, "without a payload"),
+        (_no_type, "payload type"),
+        (_long_type, "payload type"),
+        (_foreign_type, "payload type"),
     ],
 )
-def test_envelope_out_of_shape_is_refused(change: object) -> None:
-    """Each part has its size."""
-    assert callable(change)
+def test_envelope_out_of_shape_is_refused(
+    change: Callable[[wire.Envelope], None], why: str
+) -> None:
+    """Each part has its size, and the error says which."""
     envelope = message(key(0))
     decode(envelope.SerializeToString())
     change(envelope)
-    with pytest.raises(EvidenceError):
+    with pytest.raises(EvidenceError, match=why):
         decode(envelope.SerializeToString())
 
 

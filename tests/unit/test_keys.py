@@ -86,6 +86,18 @@ def test_wrong_sizes_do_not_hold(sizes: tuple[int, int]) -> None:
         verify(bytes(public), bytes(signature), b"message")
 
 
+def test_bytes_do_not_move_between_signature_message_and_key() -> None:
+    """The library sees signature and message joined: only the sizes keep them apart."""
+    signature = key(1).sign(b"message")
+    for public, moved, rest in (
+        (key(1).public, signature + b"m", b"essage"),
+        (key(1).public, signature[:63], signature[63:] + b"message"),
+        (key(1).public + b"x", signature, b"message"),
+    ):
+        with pytest.raises(EvidenceError, match="size"):
+            verify(public, moved, rest)
+
+
 def test_second_form_of_a_signature_is_refused() -> None:
     """S + L satisfies the equation too; accepting it would give one envelope two forms."""
     signature = key(1).sign(b"message")
@@ -178,8 +190,14 @@ def test_possession_is_of_one_key_chain_name_and_role(
 
 def test_possession_of_nonsense_is_not_signed() -> None:
     """The signer learns of a wrong name before anything is signed."""
-    with pytest.raises(UsageError):
-        possession(key(1), CHAIN, "Not A Name", 1)
+    for chain, name, role in (
+        (CHAIN, "Not A Name", 1),
+        (CHAIN[:31], "client-00", 1),
+        (CHAIN, "client-00", 0),
+        (CHAIN, "client-00", 256),
+    ):
+        with pytest.raises(UsageError):
+            possession(key(1), chain, name, role)
 
 
 # ---------------------------------------------------------------- key file
@@ -242,6 +260,8 @@ def test_plain_key_needs_an_explicit_choice(tmp_path: Path) -> None:
         save_key(tmp_path / "a.key", key(1), None)
     with pytest.raises(UsageError):
         save_key(tmp_path / "a.key", key(1), "correct horse", unencrypted=True)
+    with pytest.raises(UsageError, match="empty"):
+        save_key(tmp_path / "a.key", key(1), "")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -286,6 +306,8 @@ def test_key_is_not_written_where_it_cannot_be(tmp_path: Path) -> None:
         ({"public_key": key(2).public.hex()}, "passphrase"),  # bound to the ciphertext
         ({"kdf__iterations": 2}, "passphrase"),
         ({"kdf__salt": "00" * 16}, "passphrase"),
+        ({"kdf__salt": "00" * 4}, "salt"),
+        ({"kdf__salt": 1}, "salt"),
         ({"nonce": "00" * 12}, "passphrase"),
         ({"ciphertext": "00" * 48}, "passphrase"),
         ({"ciphertext": "00" * 47}, "ciphertext"),

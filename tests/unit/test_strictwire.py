@@ -132,6 +132,16 @@ def test_lenient_json_is_refused(raw: bytes) -> None:
         strict_json(b'{"x":[' + raw + b"]}", 100)
 
 
+def test_json_is_bounded_in_size_and_depth() -> None:
+    """Neither blanks without end nor nesting without end is read."""
+    assert strict_json(b" 1", 2) == 1
+    with pytest.raises(EvidenceError, match="larger"):
+        strict_json(b" 1 ", 2)
+    for opening in (b"[", b'{"a":'):
+        with pytest.raises(EvidenceError, match="deep"):
+            strict_json(opening * 100_000, 1 << 20)
+
+
 @given(st.binary(max_size=100))
 def test_junk_json_raises_nothing_else(raw: bytes) -> None:
     """A value or an EvidenceError."""

@@ -88,7 +88,7 @@ CHANGES: dict[str, Change] = {
     "time infinite": lambda d: d.update(created_unix_ms=float("inf")),
     "time without end": lambda d: d.update(created_unix_ms=2**53),
     "no validators": lambda d: d.update(validators=[]),
-    "validators no list": lambda d: d.update(validators={}),
+    "validators no list": lambda d: d.update(validators={"a": d["validators"][0]}),
     "too many validators": lambda d: d.update(validators=d["validators"] * 30),
     "one validator twice": lambda d: d["validators"].append(d["validators"][0]),
     "validator no object": lambda d: d["validators"].append("validator"),
