@@ -166,7 +166,7 @@ def test_quiet_time_gathers_what_no_flush_hurries(tmp_path: Path) -> None:
 
 
 def test_large_batch_is_committed_whole(tmp_path: Path) -> None:
-    """Hundreds of envelopes, verified ahead in threads, keep their order; junk among them is found."""
+    """Hundreds of envelopes, verified ahead in threads, keep their order; junk is found."""
 
     async def scene() -> None:
         async with Cluster(tmp_path, label="large") as cluster:

@@ -5,9 +5,10 @@ from collections.abc import Collection, Sequence
 from fedchain_proto import wire_pb2 as wire
 from fedchain_proto.blocks import Certificate
 from fedchain_proto.envelope import decode
-from fedchain_proto.errors import EvidenceError, FedchainError
+from fedchain_proto.errors import EvidenceError
 from fedchain_proto.statements import Statement, payload_type
 
+from fedchain_ledger.core.blockrules import IrreproducibleError
 from fedchain_ledger.core.chain import Chain, Committed
 from fedchain_ledger.service.dberrors import damaged
 from fedchain_ledger.service.disk import Disk
@@ -25,6 +26,7 @@ async def replay(disk: Disk, chain: Chain) -> bytes:
 
     Raises:
         FedchainError: A stored block does not hold; the message names file and height.
+        IrreproducibleError: It is certified, and these rules refuse it: ask people.
     """
     certificate = b""
     head = await disk.call(Store.head_height)
@@ -33,8 +35,10 @@ async def replay(disk: Disk, chain: Chain) -> bytes:
         block = wire.Block(header=header, envelopes=envelopes, parent_certificate=certificate)
         try:
             chain.restore(block, Certificate.decode(stored))
-        except FedchainError as error:
+        except EvidenceError as error:
             raise damaged(disk.path, f"block {height}: {error}") from error
+        except IrreproducibleError as error:
+            raise IrreproducibleError(f"{disk.path}: {error}") from error
         certificate = stored
     if await disk.call(lambda store: store.log_size) != chain.state.log.size:
         raise damaged(disk.path, f"it holds transactions beyond block {head}")

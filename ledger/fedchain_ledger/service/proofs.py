@@ -35,14 +35,17 @@ class Decided:
     log_size: int
     nodes: dict[tuple[int, int], bytes]
 
-    def receipt(self, position: int, envelope: bytes) -> bytes:
-        """Prove the block's transaction at `position`."""
-        path = merkle.path_from_nodes(
+    def path(self, position: int) -> merkle.Path:
+        """Inclusion path of the block's transaction at `position`."""
+        return merkle.path_from_nodes(
             lambda level, index: self.nodes[level, index],
             self.first_seq + position,
             self.log_size,
         )
-        return make_receipt(envelope, path, self.header, self.certificate)
+
+    def receipt(self, position: int, envelope: bytes) -> bytes:
+        """Prove the block's transaction at `position`."""
+        return make_receipt(envelope, self.path(position), self.header, self.certificate)
 
 
 def decided(before: merkle.Frontier, committed: Committed) -> Decided:
