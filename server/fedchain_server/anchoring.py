@@ -6,13 +6,13 @@ computed round) is remembered, so that an abort can still record it.
 
 import logging
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from fedchain_proto import wire_pb2 as wire
 from fedchain_proto.average import RULE
 from fedchain_proto.envelope import transaction_id
-from fedchain_proto.errors import FedchainError, RuleError
+from fedchain_proto.errors import FedchainError, RuleError, UnavailableError
 from fedchain_proto.hashing import short
 from fedchain_proto.keys import SigningKey
 from fedchain_proto.receipts import VerifiedReceipt
@@ -203,20 +203,21 @@ class RunAnchor:
         if not self._live:
             return
         self._live = False
-        aborted = wire.RUN_OUTCOME_ABORTED
-        attempts: list[list[Statement]] = [[self._end(aborted, self._rounds, self._model)]]
-        if self._settled is not None:
-            settled = self._settled
+        aborted, settled = wire.RUN_OUTCOME_ABORTED, self._settled
+        if settled is not None:
             end = self._end(aborted, settled.number, settled.model.digest)
-            attempts.insert(0, [settled.statement(), end])
+            if self._try_abort(lambda: [settled.statement(), end]):
+                return
+        self._try_abort(lambda: [self._end(aborted, self._rounds, self._model)])
+
+    def _try_abort(self, statements: Callable[[], list[Statement]]) -> bool:
+        """Try to record an abort in these words; whether no others need to be tried."""
         try:
-            for statements in attempts:
-                outcomes = self._submit(*statements, timeout_s=ABORT_TIMEOUT_S)
-                if isinstance(outcomes[-1], VerifiedReceipt):
-                    return
-                _LOG.warning("the abort of run %s was refused: %s", short(self.run), outcomes[-1])
+            _receipt(self._submit(*statements(), timeout_s=ABORT_TIMEOUT_S)[-1])
         except FedchainError as error:
             _LOG.warning("the abort of run %s was not recorded: %s", short(self.run), error)
+            return isinstance(error, UnavailableError)
+        return True
 
     def _decided(self) -> Settlement:
         if self._settled is None:

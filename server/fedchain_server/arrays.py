@@ -1,8 +1,4 @@
-"""Models between Flower's ArrayRecord, numpy and their digest.
-
-The arrays that are digested are views of the very bytes that are sent, so that what the ledger
-names and what a client receives cannot differ.
-"""
+"""Models between Flower's ArrayRecord, numpy and their digest."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,9 +36,15 @@ class Model:
         return cls(copy_record(record), arrays, model_digest(arrays, threads=threads))
 
     @classmethod
-    def from_arrays(cls, arrays: Arrays, *, threads: int = 1) -> "Model":
-        """Make the record that carries `arrays` to clients; they are copied once."""
-        return cls.from_record(to_record(arrays), threads=threads)
+    def from_arrays(cls, arrays: Arrays, digest: bytes) -> "Model":
+        """Make the record that carries `arrays` to clients; they are copied once.
+
+        Args:
+            arrays: The model.
+            digest: Its model digest, which the caller has computed.
+        """
+        record = to_record(arrays)
+        return cls(record, read_arrays(record), digest)
 
     def is_in(self, record: ArrayRecord) -> bool:
         """Whether a record carries exactly this model; cheap if it shares our bytes."""

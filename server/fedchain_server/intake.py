@@ -139,7 +139,9 @@ class Intake:
     def _take(self, sender: str, reply: Message) -> None:
         if reply.has_error():
             reason = _OF_ERROR.get(reply.error.code, wire.REASON_CLIENT_FAILED)
-            raise RefusedError(reason, reply.error.reason or "")
+            # The in-process Grid names the participant first; so do all who show the reason.
+            words = (reply.error.reason or "").removeprefix(f"{sender}: ")
+            raise RefusedError(reason, words)
         if not reply.has_content():
             raise RefusedError(wire.REASON_MALFORMED_REPLY, "an empty reply")
         signed, update = read_update(envelope_in(reply.content), sender, self._facts)

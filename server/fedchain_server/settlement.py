@@ -6,6 +6,7 @@ with. The average is the rule "fedavg/v1" over stored arrays, in ascending order
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, Future
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -13,8 +14,8 @@ import numpy as np
 from fedchain_proto import wire_pb2 as wire
 from fedchain_proto.artifact import ArtifactFile, ArtifactFolder
 from fedchain_proto.average import RULE, check_weights
-from fedchain_proto.digest import Arrays
-from fedchain_proto.errors import EvidenceError, RuleError
+from fedchain_proto.digest import Arrays, model_digest
+from fedchain_proto.errors import EvidenceError, RuleError, UsageError
 from fedchain_proto.hashing import digest_text
 from fedchain_proto.names import printable
 from fedchain_proto.receipts import VerifiedReceipt
@@ -71,6 +72,7 @@ class Settlement:
         excluded: All others of the cohort, by name.
         model: The round's output; its base model if `abandoned`.
         abandoned: Fewer updates held than the run's policy asks for.
+        kept: Done when the model is in the store, durably.
     """
 
     opened: wire.RoundOpened
@@ -78,6 +80,7 @@ class Settlement:
     excluded: dict[str, Excluded]
     model: Model
     abandoned: bool
+    kept: "Future[None]"
 
     @property
     def number(self) -> int:
@@ -85,7 +88,12 @@ class Settlement:
         return self.opened.round
 
     def statement(self) -> wire.RoundClosed:
-        """Write the close."""
+        """Write the close; waits until the model that it names is in the store.
+
+        Raises:
+            UsageError: The store cannot be written.
+        """
+        self.kept.result()
         opened = self.opened
         return wire.RoundClosed(
             chain_id=opened.chain_id,
@@ -190,9 +198,10 @@ def settle(
     base: Model,
     store: ArtifactFolder,
     mean: Mean,
+    pool: Executor,
     threads: int,
 ) -> Settlement:
-    """Decide a round; the new model is in the store when this returns.
+    """Decide a round.
 
     Args:
         intake: What came in.
@@ -204,6 +213,7 @@ def settle(
         base: The base model.
         store: Holds the candidates' arrays; gets the new model.
         mean: The exact weighted mean of (examples, arrays) in canonical order.
+        pool: Writes the new model to the store, while we go on.
         threads: For the new model's digest.
 
     Raises:
@@ -230,13 +240,27 @@ def settle(
         for candidate in _drop_unaddable(held):
             refusal = Refusal(wire.REASON_WEIGHT_SUM)
             excluded[candidate.update.participant] = Excluded(refusal, candidate.signed.tx_id)
-        abandoned = len(held) < min_clients
-        model = base
-        if not abandoned:
-            arrays = mean([(c.update.num_examples, file) for c, file in held])
-            model = Model.from_arrays(arrays, threads=threads)
-            store.put(model.arrays, model.digest)
-    return Settlement(opened, tuple(c for c, _ in held), excluded, model, abandoned)
+        included = tuple(candidate for candidate, _ in held)
+        if len(held) < min_clients:
+            nothing: Future[None] = Future()
+            nothing.set_result(None)
+            return Settlement(opened, included, excluded, base, True, nothing)
+        arrays = mean([(c.update.num_examples, file) for c, file in held])
+    digest = model_digest(arrays, threads=threads)
+    kept = pool.submit(keep_model, store, arrays, digest)
+    return Settlement(opened, included, excluded, Model.from_arrays(arrays, digest), False, kept)
+
+
+def keep_model(store: ArtifactFolder, arrays: Arrays, digest: bytes) -> None:
+    """Put a model into the store; on disk when this returns.
+
+    Raises:
+        UsageError: The store cannot be written.
+    """
+    try:
+        store.put(arrays, digest)
+    except OSError as error:
+        raise UsageError(f"cannot keep the model in {store.root}: {error.strerror}") from error
 
 
 def _judge(candidate: Candidate, outcome: Outcome, *, conflict: bool) -> Excluded | None:

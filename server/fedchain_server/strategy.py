@@ -32,7 +32,7 @@ from fedchain_server.identity import Identities
 from fedchain_server.instruct import Instruction, make_instruction
 from fedchain_server.intake import Intake, RoundFacts
 from fedchain_server.rounds import RoundRecord
-from fedchain_server.settlement import Outcome, Settlement, settle
+from fedchain_server.settlement import Outcome, Settlement, keep_model, settle
 
 # Past the deadline by the ledger's grace (5 s) and by what validators' clocks may lag (5 s).
 OVERDUE_MS = 10_000
@@ -215,7 +215,7 @@ class LedgerFedAvg(FedAvg):
 
     def _loop(self, run: _Run, model: Model, num_rounds: int) -> None:
         """Rounds 1 to `num_rounds`; each is closed in the block that opens the next."""
-        self._store.put(model.arrays, model.digest)
+        keep_model(self._store, model.arrays, model.digest)
         instruction = self._instruct(run, 1, model)
         self.run_id = run.anchor.run.hex()
         run.anchor.open_run(instruction.digest)
@@ -283,6 +283,7 @@ class LedgerFedAvg(FedAvg):
             base=base,
             store=self._store,
             mean=self._mean,
+            pool=run.pool,
             threads=self._threads,
         )
 
