@@ -10,6 +10,7 @@ from fedchain_ledger.core.timing import Timing
 from fedchain_ledger.service.node import Node
 from fedchain_ledger.service.transport import InProcessHub
 from fedchain_proto.receipts import VerifiedReceipt, verify_receipt
+from fedchain_proto.statements import Statement
 
 from tests.unit.chainkit import MODEL_0, SHARED, START_MS, Consortium, tx_id
 
@@ -102,7 +103,7 @@ class Cluster:
         await self.committed(consortium.admissions(), at=at)
         opened = consortium.run_opened()
         run = tx_id(opened)
-        said = [opened, consortium.round_opened(run, 1, MODEL_0)]
+        said: list[Statement] = [opened, consortium.round_opened(run, 1, MODEL_0)]
         await self.committed([consortium.seal(one) for one in said], at=at)
         return run
 

@@ -66,6 +66,9 @@ class Ledger:
     def round_updates(self, run: bytes, number: int, *, timeout_s: float) -> list[bytes]:
         return self.updates
 
+    def members(self, *, timeout_s: float) -> list[bytes]:
+        return list(self.receipts.values())
+
     def head(self, *, timeout_s: float) -> tuple[bytes, bytes] | None:
         return self.tip
 
@@ -198,6 +201,18 @@ def test_round_updates_are_of_that_round(ledger: Ledger, client: LedgerClient) -
     ledger.updates = [opening[1].raw]
     with pytest.raises(EvidenceError, match="got something else"):
         client.round_updates(run, 1)
+
+
+def test_members_are_admissions_and_revocations(ledger: Ledger, client: LedgerClient) -> None:
+    """Who was let in, and out again, each proved; any other statement among them is refused."""
+    assert client.members() == []
+    client.submit(CONSORTIUM.admissions())
+    client.submit([CONSORTIUM.seal(CONSORTIUM.revoked(BOB))])
+    said = [receipt.statement for receipt in client.members()]
+    assert [type(one) for one in said] == [wire.MemberAdmitted] * 4 + [wire.MemberRevoked]
+    ledger.write(CONSORTIUM.seal(CONSORTIUM.run_opened()))
+    with pytest.raises(EvidenceError, match="got something else"):
+        client.members()
 
 
 def test_head_is_certified(ledger: Ledger, client: LedgerClient) -> None:

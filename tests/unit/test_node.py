@@ -201,6 +201,10 @@ def test_reads_find_what_is_committed_only(tmp_path: Path) -> None:
             ]
             assert [receipt.signed.raw for receipt in found] == updates
             assert await node.round_updates(run, 2) == []
+            members = [
+                verify_receipt(raw, consortium.genesis).signed.raw for raw in await node.members()
+            ]
+            assert members == consortium.admissions()
             raw = await node.receipt(decode(updates[0]).tx_id)
             assert raw is not None
             assert verify_receipt(raw, consortium.genesis).signed.raw == updates[0]

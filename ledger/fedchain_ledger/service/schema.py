@@ -52,13 +52,8 @@ transactions = Table(
     Column("envelope", LargeBinary, nullable=False),
     sqlite_strict=True,
 )
-Index(
-    "ix_transactions_run_round",
-    transactions.c.run,
-    transactions.c.round,
-    sqlite_where=transactions.c.run.is_not(None),
-    postgresql_where=transactions.c.run.is_not(None),
-)
+# Rows outside runs are looked up by it, too: run is NULL.
+Index("ix_transactions_run_round", transactions.c.run, transactions.c.round)
 
 # Hash of each complete subtree of 2**level leaves of the log's Merkle tree: proofs in O(log n).
 log_nodes = Table(
