@@ -9,6 +9,7 @@ Format: u64 header length, JSON header padded with spaces to 8 bytes, tensor byt
 """
 
 import json
+import math
 import mmap
 import os
 import struct
@@ -22,11 +23,12 @@ import numpy as np
 
 from fedchain_proto.digest import (
     DTYPES,
-    MAX_DIMS,
+    MAX_BYTES,
     Array,
     Arrays,
     Structure,
     model_digest,
+    shape_fits,
     structure,
     tensor_name_bytes,
 )
@@ -37,7 +39,6 @@ from fedchain_proto.strictjson import members, strict_json, text
 
 MAX_HEADER_BYTES = 8 << 20
 _ALIGNMENT = 8
-_MAX_BYTES = 1 << 62
 
 
 class _Tensor(NamedTuple):
@@ -280,18 +281,12 @@ def _tensor(name: str, entry: object) -> _Tensor:
     if dtype not in DTYPES:
         raise EvidenceError(f"{label}: dtype {printable(dtype, 20)!r} has no place in a model")
     shape, offsets = _counts(label, fields["shape"]), _counts(label, fields["data_offsets"])
-    if len(shape) > MAX_DIMS:
-        raise EvidenceError(f"{label}: {len(shape)} dimensions, more than {MAX_DIMS}")
+    itemsize = DTYPES[dtype].itemsize
+    if not shape_fits(shape, itemsize):
+        raise EvidenceError(f"{label}: shape has too many dimensions or is too large")
     if len(offsets) != 2:
         raise EvidenceError(f"{label}: data_offsets are not two numbers")
-    size = itemsize = DTYPES[dtype].itemsize
-    # numpy refuses a shape whose non-zero part overflows even when another dimension is zero.
-    for dim in shape:
-        size *= dim or 1
-        if size >= _MAX_BYTES:
-            raise EvidenceError(f"{label}: shape is too large")
-    if 0 in shape:
-        size = 0
+    size = itemsize * math.prod(shape)
     begin, end = offsets
     if end - begin != size:
         raise EvidenceError(f"{label}: {end - begin} bytes where its shape needs {size}")
@@ -301,8 +296,10 @@ def _tensor(name: str, entry: object) -> _Tensor:
 
 
 def _counts(label: str, value: object) -> tuple[int, ...]:
-    """Read a JSON list of non-negative integers (true is not 1)."""
-    if not isinstance(value, list) or any(type(n) is not int or n < 0 for n in value):
+    """Read a JSON list of integers, 0 <= n < 2**62 (true is not 1)."""
+    if not isinstance(value, list) or any(
+        type(n) is not int or not 0 <= n < MAX_BYTES for n in value
+    ):
         raise EvidenceError(f"{label}: shape and data_offsets are lists of counts")
     return tuple(value)
 

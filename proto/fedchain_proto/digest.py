@@ -14,6 +14,7 @@ Golden vectors: tests/vectors/numbers.json.
                      || RFC 9162 root over the tensor leaves, sorted by name bytes)
 """
 
+import math
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,7 @@ Structure = tuple[tuple[str, str, tuple[int, ...]], ...]
 
 CHUNK_BYTES = 1 << 20
 MAX_DIMS = 32  # numpy 1.x carries no more
+MAX_BYTES = 1 << 62
 MAX_NAME_BYTES = 255
 
 # safetensors' names; BF16 is absent because numpy has no such dtype.
@@ -101,19 +103,27 @@ def structure(arrays: Arrays) -> Structure:
     """List (name, dtype name, shape) of every tensor, sorted by name bytes.
 
     Raises:
-        RuleError: A name, dtype or number of dimensions is not allowed.
+        RuleError: A name, dtype or shape is not allowed.
     """
     rows: list[tuple[str, str, tuple[int, ...]]] = []
     for name in sorted(arrays, key=tensor_name_bytes):
-        shape = arrays[name].shape
-        if len(shape) > MAX_DIMS:
+        shape, dtype = arrays[name].shape, arrays[name].dtype
+        if not shape_fits(shape, dtype.itemsize):
             raise RuleError(
-                f"tensor {name!r} has {len(shape)} dimensions, more than {MAX_DIMS}",
+                f"tensor {name!r} has over {MAX_DIMS} dimensions, or 2**62 bytes but for a zero",
                 code="tensor-shape",
                 claim="C1",
             )
-        rows.append((name, dtype_name(arrays[name].dtype), shape))
+        rows.append((name, dtype_name(dtype), shape))
     return tuple(rows)
+
+
+def shape_fits(shape: Sequence[int], itemsize: int) -> bool:
+    """Whether every numpy can hold an array of this shape.
+
+    numpy refuses dimensions whose product overflows even where another one is zero.
+    """
+    return len(shape) <= MAX_DIMS and itemsize * math.prod(dim or 1 for dim in shape) < MAX_BYTES
 
 
 def model_digest(arrays: Arrays, *, threads: int = 1) -> bytes:
@@ -127,7 +137,7 @@ def model_digest(arrays: Arrays, *, threads: int = 1) -> bytes:
         threads: Python threads that hash at once (hashlib releases the GIL).
 
     Raises:
-        RuleError: A name, dtype or number of dimensions is not allowed.
+        RuleError: A name, dtype or shape is not allowed.
     """
     return _model(tensor_leaves(arrays, threads=threads))
 

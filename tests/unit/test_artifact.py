@@ -156,6 +156,7 @@ HOSTILE: dict[str, bytes] = {
     "shape wraps to its size": file_of({"a": entry(shape=[2**32, 2**32, 6])}),
     "zero hides a huge shape": file_of({"a": entry(shape=[0, BIG, BIG], offsets=[0, 0])}, b""),
     "shape of one huge number": file_of({"a": entry(shape=[10**200])}),
+    "offsets of 4,000 digits": file_of({"a": entry(offsets=[0, 10**4000])}),
     "bytes do not fit shape": file_of({"a": entry(shape=[5])}),
     "offsets backwards": file_of({"a": entry(offsets=[24, 0])}),
     "negative offset": file_of({"a": entry(offsets=[-24, 0])}),
