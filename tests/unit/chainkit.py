@@ -80,7 +80,9 @@ class Consortium:
 
     # ------------------------------------------------------------ statements
 
-    def admitted(self, name: str, role: int = wire.ROLE_PARTICIPANT) -> wire.MemberAdmitted:
+    def admitted(
+        self, name: str, role: wire.Role.ValueType = wire.ROLE_PARTICIPANT
+    ) -> wire.MemberAdmitted:
         chain_id, own = self.genesis.chain_id, key(name)
         return wire.MemberAdmitted(
             chain_id=chain_id,
@@ -159,7 +161,7 @@ class Consortium:
         number: int = 1,
         base: bytes = MODEL_0,
         model: bytes = MODEL_1,
-        excluded: Sequence[tuple[str, bytes, int]] = (),
+        excluded: Sequence[tuple[str, bytes, wire.Reason.ValueType]] = (),
     ) -> wire.RoundClosed:
         """A close that includes `updates` and averages, whatever the rules think of it."""
         included = [
@@ -178,7 +180,7 @@ class Consortium:
             base_model=base,
             included=included,
             excluded=[
-                wire.Exclusion(participant=name, transaction=tx, reason=wire.Reason.Name(reason))
+                wire.Exclusion(participant=name, transaction=tx, reason=reason)
                 for name, tx, reason in sorted(excluded)
             ],
             total_weight=sum(entry.num_examples for entry in included),

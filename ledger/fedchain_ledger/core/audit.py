@@ -122,18 +122,19 @@ def _judge(claim: Claim, notebook: Notebook, depth: Depth, stopped: int | None) 
 
 @dataclass(slots=True)
 class _Reader:
-    """A source, its height, and how often it could not be read."""
+    """A source, how high it says that it is, and how reading it went."""
 
     source: ChainSource
     height: int
     unreadable: int = 0
+    last_read: int = 0
 
 
 class _Walk:
     """Goes up height by height through all databases at once.
 
     Attributes:
-        highest: Height of the highest database.
+        highest: Height of the highest block that could be read.
         notes: What concerns no single claim.
         main: After `run`, the history that was replayed furthest.
     """
@@ -154,7 +155,7 @@ class _Walk:
                 self._readers[source.name] = _Reader(source, source.head_height())
             except FedchainError as error:
                 notebook.find("C2", f"cannot be read: {error} [{source.name}]")
-        self.highest = max((reader.height for reader in self._readers.values()), default=0)
+        self.highest = 0
         self.main = Replay([*self._readers], genesis, notebook, rounds)
         self._forked = False
 
@@ -162,7 +163,9 @@ class _Walk:
         """Judge every height."""
         histories = [self.main] if self._readers else []
         ended: list[Replay] = []
-        for height in range(1, self.highest + 1):
+        height = 0
+        while any(reader.height > height for reader in self._readers.values()):
+            height += 1
             counts: list[Counter[str]] = []
             following: list[Replay] = []
             finals: list[tuple[Replay, tuple[int, ...]]] = []
@@ -183,7 +186,8 @@ class _Walk:
             self._count(counts)
             self._look_for_fork(height, finals)
             if on_progress is not None:
-                on_progress(height, self.highest)
+                on_progress(height, max(reader.height for reader in self._readers.values()))
+        self.highest = max((reader.last_read for reader in self._readers.values()), default=0)
         self.main = max([*histories, *ended], key=_followed, default=self.main)
         self._note_lag()
 
@@ -207,6 +211,7 @@ class _Walk:
                     reader.height = height  # it is damaged throughout: enough has been said
                 parts.append((damaged, None, {}))
                 continue
+            reader.last_read = height
             held.setdefault(RawBlock(header, tuple(envelopes)), {})[name] = certificate
         for block, certificates in held.items():
             together = len(certificates) == len(history.names)
@@ -239,8 +244,8 @@ class _Walk:
 
     def _note_lag(self) -> None:
         for name, reader in self._readers.items():
-            if reader.height < self.highest:
-                behind = self.highest - reader.height
+            behind = self.highest - reader.height
+            if behind > 0:
                 self.notes.append(f"{name} stands at height {reader.height}, {behind} behind")
 
 

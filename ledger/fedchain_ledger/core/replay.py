@@ -6,6 +6,7 @@ state, and with it the rules, can be followed up to the first block that cannot 
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from fedchain_proto import merkle
@@ -104,7 +105,8 @@ class Replay:
         problems = list(self._structure(height, header, block))
         for problem in problems:
             self._find(problem.claim, height, problem.why)
-        if not any(problem.claim == "C2" for problem in problems):
+        linked = self._judge_links(height, header)
+        if linked and not any(problem.claim == "C2" for problem in problems):
             checked["C2"] += 1
         self._follow(height, header, block, checked)
         self.height, self.head_id = height, block_id
@@ -138,7 +140,6 @@ class Replay:
         yield from blockrules.header_problems(header, self._parent, self._genesis)
         if self._parent is None and header.height != height:
             yield Problem("wrong-height", "C2", f"says height {header.height}")
-        yield from self._links(height, header)
         yield from blockrules.size_problems(block.envelopes)
         leaves = [merkle.leaf_hash(raw) for raw in block.envelopes]
         body = list(blockrules.body_problems(header, leaves))
@@ -153,16 +154,20 @@ class Replay:
         if not body:  # else the log differs because the transactions do, which has been said
             yield from problems
 
-    def _links(self, height: int, header: Header) -> Iterator[Problem]:
+    def _judge_links(self, height: int, header: Header) -> bool:
         """Judge each kept certificate of the block before against the one that is named."""
+        holds = True
+        kept: list[tuple[Certificate | None, Sequence[str]]] = []
         if height == FIRST_HEIGHT:
-            yield from blockrules.link_problems(header, None)
-        for raw in _holders(self._certificates):
-            try:
-                certificate = Certificate.decode(raw)
-            except EvidenceError:
-                continue  # found at its own height
-            yield from blockrules.link_problems(header, certificate)
+            kept.append((None, self.names))
+        for raw, names in _holders(self._certificates).items():
+            with suppress(EvidenceError):  # one that cannot be read was found at its own height
+                kept.append((Certificate.decode(raw), names))
+        for certificate, holders in kept:
+            for problem in blockrules.link_problems(header, certificate):
+                self._find(problem.claim, height, problem.why, holders)
+                holds = False
+        return holds
 
     # ------------------------------------------------------------ statements
 
