@@ -237,10 +237,13 @@ def settle(
         held: Held = [
             (c, files.enter_context(store.open(c.update.update, verify=False))) for c in candidates
         ]
-        for candidate in _drop_unaddable(held):
-            refusal = Refusal(wire.REASON_WEIGHT_SUM)
-            excluded[candidate.update.participant] = Excluded(refusal, candidate.signed.tx_id)
+        held = _addable(held)
         included = tuple(candidate for candidate, _ in held)
+        counted = {candidate.update.participant for candidate in included}
+        for candidate in candidates:
+            if candidate.update.participant not in counted:
+                refusal = Refusal(wire.REASON_WEIGHT_SUM)
+                excluded[candidate.update.participant] = Excluded(refusal, candidate.signed.tx_id)
         if len(held) < min_clients:
             nothing: Future[None] = Future()
             nothing.set_result(None)
@@ -278,23 +281,34 @@ def _judge(candidate: Candidate, outcome: Outcome, *, conflict: bool) -> Exclude
     return Excluded(refusal, transaction) if refusal is not None else None
 
 
-def _drop_unaddable(held: Held) -> list[Candidate]:
-    """Take updates out until the rest can be summed exactly; the largest integer sum goes first.
+def _addable(held: Held) -> Held:
+    """Keep as many updates as can be summed exactly, in their order; the largest leave first.
 
+    Each one that leaves would break the sum of those that stay, which is what an auditor checks.
     Only integer tensors can be too large: the weights alone cannot (4096 members, 29 bits each).
     """
-    dropped: list[Candidate] = []
-    while held:
-        try:
-            check_weights([c.update.num_examples for c, _ in held], [file for _, file in held])
-        except RuleError as error:
-            if error.code != "weight-sum":
-                raise
-            worst = max(range(len(held)), key=lambda i: _largest_integer(*held[i]))
-            dropped.append(held.pop(worst)[0])
-        else:
-            break
-    return dropped
+    stay, out = list(held), []
+    while not _has_sum(stay):
+        out.append(stay.pop(max(range(len(stay)), key=lambda i: _largest_integer(*stay[i]))))
+    # The largest update need not have been the one whose element overflowed.
+    for entry in reversed(out):
+        names = {c.update.participant for c, _ in (*stay, entry)}
+        with_it = [(c, file) for c, file in held if c.update.participant in names]
+        if _has_sum(with_it):
+            stay = with_it
+    return stay
+
+
+def _has_sum(held: Held) -> bool:
+    if not held:
+        return True
+    try:
+        check_weights([c.update.num_examples for c, _ in held], [file for _, file in held])
+    except RuleError as error:
+        if error.code != "weight-sum":
+            raise
+        return False
+    return True
 
 
 def _largest_integer(candidate: Candidate, file: ArtifactFile) -> int:

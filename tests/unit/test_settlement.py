@@ -87,13 +87,13 @@ def test_ledger_whose_clock_is_behind_gets_the_weaker_word(
 # ---------------------------------------------------------------- integer sums
 
 
-def counting(count: int) -> Client:
-    """An app that reports an integer buffer of one value."""
+def counting(*counts: int) -> Client:
+    """An app that reports an integer buffer."""
 
     def app(message: Message, context: Context) -> Message:
         content = RecordDict(
             {
-                "arrays": ArrayRecord({"n": Array(np.array([count, 0], np.int64))}),
+                "arrays": ArrayRecord({"n": Array(np.array(counts, np.int64))}),
                 "metrics": MetricRecord({"num-examples": 10}),
             }
         )
@@ -102,9 +102,9 @@ def counting(count: int) -> Client:
     return app
 
 
-def start_counting(world: World, counts: list[int]) -> Any:
-    for name, count in zip(world.apps, counts, strict=True):
-        world.apps[name] = counting(count)
+def start_counting(world: World, counts: list[tuple[int, int]]) -> Any:
+    for name, pair in zip(world.apps, counts, strict=True):
+        world.apps[name] = counting(*pair)
     strategy = world.strategy()
     start = ArrayRecord({"n": Array(np.zeros(2, np.int64))})
     strategy.start(world.grid(), start, num_rounds=1)
@@ -113,7 +113,7 @@ def start_counting(world: World, counts: list[int]) -> Any:
 
 def test_integer_that_leaves_the_exact_range_is_out_and_the_largest_first(world: World) -> None:
     """Not who comes last in the order, but who is too large, leaves the average."""
-    strategy = start_counting(world, [1 << 60, COUNT, 7])
+    strategy = start_counting(world, [(1 << 60, 0), (COUNT, 0), (7, 0)])
     (record,) = strategy.rounds
     assert [(e.participant, e.reason, e.proven) for e in record.exclusions] == [
         ("client-00", "weight-sum", True)
@@ -121,9 +121,18 @@ def test_integer_that_leaves_the_exact_range_is_out_and_the_largest_first(world:
     assert [u.participant for u in record.updates] == ["client-01", "client-02"]
 
 
+def test_largest_integer_stays_if_it_breaks_no_sum(world: World) -> None:
+    """An auditor adds each excluded update to those that counted, and must find the overflow: one
+    that is merely large, in an element of its own, is not left out for others' faults."""
+    half = 2**62 // 20 + 1
+    strategy = start_counting(world, [(half + 1000, 0), (0, half), (0, half)])
+    (record,) = strategy.rounds
+    assert [(e.participant, e.reason) for e in record.exclusions] == [("client-01", "weight-sum")]
+
+
 def test_integers_within_the_exact_range_are_averaged(world: World) -> None:
     """Large integers whose sum is exact all count."""
-    strategy = start_counting(world, [COUNT, COUNT, 7])
+    strategy = start_counting(world, [(COUNT, 0), (COUNT, 0), (7, 0)])
     assert len(strategy.rounds[0].updates) == 3
 
 
