@@ -13,7 +13,7 @@ from fedchain_proto.blocks import Certificate, Header
 from fedchain_proto.envelope import decode
 from fedchain_proto.errors import EvidenceError, RuleError, UnavailableError
 from fedchain_proto.hashing import short
-from fedchain_proto.receipts import VerifiedReceipt, verify_receipt
+from fedchain_proto.receipts import VerifiedReceipt, verify_receipt, verify_receipts
 from fedchain_proto.trust import Genesis
 
 Refusal: TypeAlias = RuleError | EvidenceError
@@ -104,10 +104,7 @@ class LedgerClient:
                 raise EvidenceError(
                     f"a validator gave {len(answers)} answers to {len(batch)} envelopes"
                 )
-            outcomes += [
-                self._outcome(envelope, answer)
-                for envelope, answer in zip(batch, answers, strict=True)
-            ]
+            outcomes += self._outcomes(batch, answers)
         return outcomes
 
     def _submit_until(
@@ -127,14 +124,22 @@ class LedgerClient:
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)
 
-    def _outcome(self, envelope: bytes, answer: bytes | Refusal) -> VerifiedReceipt | Refusal:
-        if not isinstance(answer, bytes):
-            return answer
-        receipt = verify_receipt(answer, self.genesis)
-        # The committed envelope may carry other signatures than ours; what it says is the same.
-        if receipt.signed.tx_id != decode(envelope).tx_id:
-            raise EvidenceError("a validator answered with the receipt of another transaction")
-        return receipt
+    def _outcomes(
+        self, envelopes: Sequence[bytes], answers: Sequence[bytes | Refusal]
+    ) -> list[VerifiedReceipt | Refusal]:
+        raws = [answer for answer in answers if isinstance(answer, bytes)]
+        receipts = iter(verify_receipts(raws, self.genesis))
+        outcomes: list[VerifiedReceipt | Refusal] = []
+        for envelope, answer in zip(envelopes, answers, strict=True):
+            if not isinstance(answer, bytes):
+                outcomes.append(answer)
+                continue
+            receipt = next(receipts)
+            # The committed envelope may carry other signatures; what it says is the same.
+            if receipt.signed.tx_id != decode(envelope).tx_id:
+                raise EvidenceError("a validator answered with another transaction's receipt")
+            outcomes.append(receipt)
+        return outcomes
 
     def receipt(
         self, tx_id: bytes, *, timeout_s: float = DEFAULT_TIMEOUT_S
@@ -174,7 +179,7 @@ class LedgerClient:
             EvidenceError: A receipt does not hold, or is not of that round.
         """
         answers = self._transport.round_updates(run, round, timeout_s=timeout_s)
-        receipts = [verify_receipt(raw, self.genesis) for raw in answers]
+        receipts = verify_receipts(answers, self.genesis)
         for receipt in receipts:
             said = receipt.statement
             if not isinstance(said, wire.UpdateSubmitted) or (said.run, said.round) != (run, round):
@@ -191,7 +196,7 @@ class LedgerClient:
             EvidenceError: A receipt does not hold, or is of another kind of statement.
         """
         answers = self._transport.members(timeout_s=timeout_s)
-        receipts = [verify_receipt(raw, self.genesis) for raw in answers]
+        receipts = verify_receipts(answers, self.genesis)
         for receipt in receipts:
             if not isinstance(receipt.statement, wire.MemberAdmitted | wire.MemberRevoked):
                 raise EvidenceError("asked for the members, got something else")

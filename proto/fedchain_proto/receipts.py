@@ -4,7 +4,7 @@ Envelope, Merkle path under the header's log root, header, commit certificate. O
 validator is enough: nothing in it is believed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from fedchain_proto import merkle
@@ -80,6 +80,26 @@ def verify_receipt(
     Raises:
         EvidenceError: It does not hold.
     """
+    return _verify(raw, genesis, key_of, set())
+
+
+def verify_receipts(raws: Iterable[bytes], genesis: Genesis) -> list[VerifiedReceipt]:
+    """Check several receipts, each as `verify_receipt` does; a certificate they share once.
+
+    Raises:
+        EvidenceError: One of them does not hold.
+    """
+    held: set[bytes] = set()
+    return [_verify(raw, genesis, None, held) for raw in raws]
+
+
+def _verify(
+    raw: bytes,
+    genesis: Genesis,
+    key_of: Callable[[bytes], bytes | None] | None,
+    held: set[bytes],
+) -> VerifiedReceipt:
+    """Check one receipt; `held` are certificates, whole, that a quorum of `genesis` signed."""
     if len(raw) > MAX_RECEIPT_BYTES:
         raise EvidenceError(f"a receipt of more than {MAX_RECEIPT_BYTES} bytes")
     receipt = parse_strict(wire.Receipt, raw)
@@ -95,7 +115,9 @@ def verify_receipt(
     certificate = Certificate.decode(receipt.certificate)
     if certificate.height != header.height or certificate.block_id != header.id:
         raise EvidenceError("a receipt whose certificate is another block's")
-    certificate.verify(genesis.chain_id, genesis.validators)
+    if receipt.certificate not in held:
+        certificate.verify(genesis.chain_id, genesis.validators)
+        held.add(receipt.certificate)
     # 3. The envelope, whole, is a leaf of the header's log.
     merkle.verify_path(
         merkle.leaf_hash(receipt.envelope), _path(receipt.path, header), header.log_root

@@ -143,12 +143,13 @@ def flip(raw: bytes) -> bytes:
     "bend",
     [
         lambda answers: [flip(answers[0]), *answers[1:]],
+        lambda answers: [answers[0], flip(answers[1]), *answers[2:]],
         lambda answers: [answers[1], answers[0], *answers[2:]],
         lambda answers: answers[:-1],
         lambda answers: [b"", *answers[1:]],
         lambda answers: [*answers, answers[0]],
     ],
-    ids=["certificate", "swapped", "missing", "empty", "surplus"],
+    ids=["certificate", "second-certificate", "swapped", "missing", "empty", "surplus"],
 )
 def test_receipt_that_does_not_hold_is_no_answer(
     ledger: Ledger, client: LedgerClient, bend: Callable[[list[bytes]], list[bytes]]

@@ -9,7 +9,7 @@ from fedchain_proto import wire_pb2 as wire
 from fedchain_proto.blocks import NO_CERTIFICATE, Header, tx_root
 from fedchain_proto.envelope import pae, seal
 from fedchain_proto.errors import EvidenceError, UsageError
-from fedchain_proto.receipts import MAX_RECEIPT_BYTES, make_receipt, verify_receipt
+from fedchain_proto.receipts import MAX_RECEIPT_BYTES, make_receipt, verify_receipt, verify_receipts
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -94,6 +94,19 @@ def test_any_flipped_bit_is_noticed() -> None:
         changed[place] ^= 1 << place % 8
         with pytest.raises(EvidenceError):
             verify_receipt(bytes(changed), GENESIS)
+
+
+def test_receipts_that_share_a_certificate_hold_each_on_its_own() -> None:
+    """Beside an honest receipt under the same certificate, no byte of another can change."""
+    honest, other = (receipt(index).SerializeToString() for index in (1, 2))
+    together = verify_receipts([honest, other, honest], GENESIS)
+    assert together == [verify_receipt(raw, GENESIS) for raw in (honest, other, honest)]
+    assert verify_receipts([], GENESIS) == []
+    for place in range(len(other)):
+        changed = bytearray(other)
+        changed[place] ^= 1 << place % 8
+        with pytest.raises(EvidenceError):
+            verify_receipts([honest, bytes(changed)], GENESIS)
 
 
 def test_receipt_of_another_chain_is_refused() -> None:
