@@ -1,6 +1,7 @@
 """The chain: what makes a block valid, what it refuses, and what it halts at."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from fedchain_ledger.core.application import Application
@@ -111,7 +112,7 @@ def proposal(scribe: Scribe, run: bytes) -> wire.Block:
     return block
 
 
-CHANGES = {
+CHANGES: dict[str, dict[str, Any]] = {
     "another chain": {"chain_id": sha256(b"chain")},
     "a height too high": {"height": 9},
     "another parent": {"parent_id": sha256(b"parent")},

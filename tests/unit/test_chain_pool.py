@@ -26,7 +26,7 @@ WHO = Consortium()
 
 
 def in_round(**policy: int) -> tuple[Scribe, bytes]:
-    scribe, run = begun(**policy)
+    scribe, run = begun(None, **policy)
     scribe.write(WHO.round_opened(run))
     return scribe, run
 

@@ -4,6 +4,7 @@ Round by round, every update memory-mapped and read slice by slice, so that memo
 model however many updates there are. The arithmetic is proto's `average`, the rule itself.
 """
 
+import errno
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from fedchain_ledger.core.report import Notebook
 from fedchain_ledger.core.state import CommittedUpdate, Round, Run
 
 _BY_ARRAYS = reasons.PROVEN - {wire.REASON_SILENT}
+_OUR_OWN_LIMITS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +60,14 @@ class _Find:
 
 
 class ArrayAudit:
-    """Opens artifacts and compares.
+    """Opens artifacts and compares; of a round, all included updates at once.
 
     Args:
         artifacts: Digest -> opened, unverified artifact.
         notebook: Gets findings and counts.
+
+    Raises (every method):
+        UnavailableError: This process may open no more files (ulimit -n) or map no more memory.
     """
 
     def __init__(self, artifacts: ArtifactReader, notebook: Notebook) -> None:
@@ -200,6 +205,8 @@ class ArrayAudit:
             artifact = opened.enter_context(self._artifacts(digest))
             holds = artifact.digest() == digest
         except UnavailableError as error:
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno in _OUR_OWN_LIMITS:
+                raise  # that we cannot open it convicts nobody
             find("C6", f"withheld: {what}, {short(digest)}, is not kept ({error})", who)
             return None
         except (EvidenceError, RuleError) as error:

@@ -64,6 +64,7 @@ def audit(
 
     Raises:
         UsageError: No source, two of one name, an unknown depth, or full without artifacts.
+        UnavailableError: This process may not open as many files as a round has updates.
         FedchainError: This process cannot compute averages exactly (subnormals are flushed).
     """
     _check_arguments(sources, artifacts, depth)
