@@ -105,7 +105,6 @@ def history(reader: ChainReader, genesis: Genesis) -> View:
             case wire.UpdateSubmitted():
                 of_round = updates.setdefault((said.run, said.round), {})
                 of_round.setdefault(said.participant, _update_view(entry, said))
-                _refresh(_run_of(runs, said.run), said.round, of_round)
             case wire.RoundClosed():
                 known = updates.pop((said.run, said.round), {})
                 _close(_run_of(runs, said.run), entry, said, known)
@@ -115,6 +114,10 @@ def history(reader: ChainReader, genesis: Genesis) -> View:
                 run |= {"closed_height": entry.height, "model": digest_text(said.model)}
             case _:
                 pass
+    for (run_id, number), waiting in updates.items():  # rounds that did not close
+        opened = _round_of(_run_of(runs, run_id), number)
+        if opened is not None:
+            opened["updates"] = [waiting[name] for name in sorted(waiting)]
     for run in runs.values():
         run["rounds"].reverse()
     return {
@@ -184,13 +187,6 @@ def _update_view(entry: Entry, said: wire.UpdateSubmitted) -> View:
 
 def _round_of(run: View, number: int) -> View | None:
     return next((opened for opened in reversed(run["rounds"]) if opened["number"] == number), None)
-
-
-def _refresh(run: View, number: int, known: dict[str, View]) -> None:
-    """Show an open round's updates while it is open."""
-    opened = _round_of(run, number)
-    if opened is not None:
-        opened["updates"] = [known[name] for name in sorted(known)]
 
 
 def _close(run: View, entry: Entry, said: wire.RoundClosed, known: dict[str, View]) -> None:
