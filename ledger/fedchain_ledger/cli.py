@@ -107,11 +107,6 @@ def audit(
 
     Exit status: 0 PASS, 1 FAIL, 2 wrong usage or could not look.
     """
-    if trust is None:
-        note_line(
-            f"trusting {directory / 'genesis.json'}, which lies beside what it should judge: "
-            "an auditor brings their own copy (--trust GENESIS)"
-        )
     with _progress_bar() as progress:
         task = progress.add_task("audit", total=None)
         report = audit_folder(
@@ -119,6 +114,11 @@ def audit(
             depth=depth.value,
             trust=trust,
             on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    if trust is None:
+        note_line(
+            f"trusted {directory / 'genesis.json'}, which lies beside what it should judge: "
+            "an auditor brings their own copy (--trust GENESIS)"
         )
     if as_json:
         print_json(report.to_json())
