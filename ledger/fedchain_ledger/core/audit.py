@@ -234,12 +234,13 @@ class _Walk:
             if self._forked or other.head_id == first.head_id:
                 continue
             self._forked = True
-            both = ", ".join(self._genesis.validators[i].name for i in {*signed} & {*also_signed})
+            both = sorted({*signed} & {*also_signed})
+            names = ", ".join(self._genesis.validators[index].name for index in both)
             self._notebook.find(
                 "C3",
                 f"the chain forks: {short(first.head_id)} [{', '.join(first.names)}] and "
                 f"{short(other.head_id)} [{', '.join(other.names)}] are both certified; "
-                f"both were signed by {both}",
+                f"both were signed by {names}",
                 height=height,
             )
 

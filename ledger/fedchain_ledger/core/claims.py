@@ -86,7 +86,7 @@ LIMITS: Final = (
     "that participants are distinct parties (admission is its keys' word), or that their data is "
     "true, owned or unpoisoned;",
     "that local training happened, or that noise was really added;",
-    "anything, once more than a third of the validators collude; and validators that one party "
+    "anything, once a third or more of the validators collude; and validators that one party "
     "runs are one party;",
     "that an update existed which the server withheld before it was recorded, unless its owner "
     "submitted it to a validator himself;",

@@ -2,7 +2,7 @@
 
 Evidence proves itself. It is kept, once per signer and thing said twice; what follows from it
 (a revocation, a change of the validator set) is for people to decide.
-Source: consensus.md, "Evidence"; amnesia as in "tendermint" accountability and Besu's lost locks.
+Source: the design's consensus.md, "Evidence".
 """
 
 import struct

@@ -1,5 +1,7 @@
 """Who is let in and sent away: rules of MemberAdmitted and MemberRevoked."""
 
+from functools import lru_cache
+
 from fedchain_proto import wire_pb2 as wire
 from fedchain_proto.errors import EvidenceError
 from fedchain_proto.keys import key_id, verify_possession
@@ -11,7 +13,7 @@ from fedchain_ledger.core.rules.case import Case, of_this_chain, rule
 def by_enough_admission_keys(case: Case[wire.MemberAdmitted | wire.MemberRevoked]) -> str | None:
     """Signed by at least the genesis's threshold of admission keys, and by nobody else."""
     genesis = case.state.genesis
-    admission = {key_id(public) for public in genesis.admission_keys}
+    admission = _key_ids(genesis.admission_keys)
     strangers = [signer for signer in case.signers if signer not in admission]
     if strangers:
         return f"signed by {strangers[0].hex()[:12]}, which is no admission key"
@@ -36,14 +38,26 @@ def with_a_new_key(case: Case[wire.MemberAdmitted]) -> str | None:
 @rule("no-possession", "C10")
 def who_holds_the_key(case: Case[wire.MemberAdmitted]) -> str | None:
     """The new member's own key has signed chain, name and role."""
-    said = case.said
+    said, chain_id = case.said, case.state.genesis.chain_id
+    if _possesses(said.public_key, chain_id, said.name, said.role, said.possession):
+        return None
+    return f"{said.name} did not sign for its key, name and role"
+
+
+# Pure functions of bytes: remembered, because a statement is judged at admission, in a proposal,
+# in a block and after each block that leaves it waiting, by every validator of a process.
+@lru_cache(maxsize=8192)
+def _possesses(public: bytes, chain_id: bytes, name: str, role: int, signature: bytes) -> bool:
     try:
-        verify_possession(
-            said.public_key, case.state.genesis.chain_id, said.name, said.role, said.possession
-        )
-    except EvidenceError as error:
-        return f"{said.name} did not sign for its key, name and role: {error}"
-    return None
+        verify_possession(public, chain_id, name, role, signature)
+    except EvidenceError:
+        return False
+    return True
+
+
+@lru_cache(maxsize=16)
+def _key_ids(keys: tuple[bytes, ...]) -> frozenset[bytes]:
+    return frozenset(map(key_id, keys))
 
 
 @rule("unknown-member", "C10")
