@@ -7,7 +7,7 @@ nothing itself. Which wire its messages travel on is the transport's business.
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -49,9 +49,11 @@ from fedchain_ledger.core.timing import Timing
 from fedchain_ledger.core.verification import VerificationCache
 from fedchain_ledger.service import lookups
 from fedchain_ledger.service.disk import Disk
+from fedchain_ledger.service.gossip import gossip_messages
 from fedchain_ledger.service.inbox import GOSSIP_TAG, FromPeer, Inbox
 from fedchain_ledger.service.proofs import decided
 from fedchain_ledger.service.store import Store
+from fedchain_ledger.service.timers import Elapsed, Timers
 from fedchain_ledger.service.transport import Transport
 from fedchain_ledger.service.verifying import verify_ahead
 from fedchain_ledger.service.waiting import Outcome, Waiting, answer
@@ -62,7 +64,6 @@ Clock: TypeAlias = Callable[[], int]
 """Unix milliseconds."""
 
 MAX_SUBMISSION = MAX_BLOCK_TRANSACTIONS
-_GOSSIP_BYTES = 1 << 20
 _TICK_S = 1.0
 
 
@@ -83,12 +84,6 @@ class _Submission:
     flush: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _Timer:
-    name: str
-    generation: int
-
-
 class _Tick:
     """Time to look again at what waits."""
 
@@ -97,7 +92,7 @@ class _Stop:
     """Time to go."""
 
 
-_Own: TypeAlias = _Submission | _Timer | _Tick | _Stop
+_Own: TypeAlias = _Submission | Elapsed | _Tick | _Stop
 
 
 class Node:
@@ -149,7 +144,7 @@ class Node:
         # Of the last block that is on the disk; the chain itself may be a step ahead.
         self._parent_certificate = b""
         self._log = self._chain.state.log
-        self._timers: dict[str, tuple[int, asyncio.TimerHandle]] = {}
+        self._timers = Timers(self._inbox.put)
         self._ticker: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -234,9 +229,7 @@ class Node:
         self._end(f"{self.name} has halted: {self.reason}")
 
     def _end(self, why: str) -> None:
-        for _, handle in self._timers.values():
-            handle.cancel()
-        self._timers.clear()
+        self._timers.cancel()
         if self._ticker is not None:
             self._ticker.cancel()
         self._waiting.abandon(why)
@@ -312,9 +305,8 @@ class Node:
                     await self._take_gossip(core, item)
                 else:
                     await self._tell(core, MessageReceived(item.sender, item.data))
-            case _Timer():
-                # A timer that was replaced after it had fired is none any more.
-                if self._timers.get(item.name, (0,))[0] == item.generation:
+            case Elapsed():
+                if self._timers.is_current(item):
                     await self._tell(core, TimerFired(item.name))
             case _Submission():
                 await self._take_submission(core, item)
@@ -376,12 +368,8 @@ class Node:
         self._ticker = loop.call_later(_TICK_S, self._inbox.put, _Tick())
 
     def _gossip(self, envelopes: Sequence[bytes], *, flush: bool) -> None:
-        parts = list(_parts(envelopes))
-        for position, part in enumerate(parts, 1):
-            gossip = wire.Gossip(envelopes=part, flush=flush and position == len(parts))
-            self._running_transport().broadcast(
-                wire.ConsensusMessage(gossip=gossip).SerializeToString()
-            )
+        for message in gossip_messages(envelopes, flush=flush):
+            self._running_transport().broadcast(message)
 
     def _settle_refused(self) -> None:
         for tx_id, error in self._chain.take_refused():
@@ -402,7 +390,7 @@ class Node:
                 case SendDecided():
                     await self._send_decided(effect)
                 case SetTimer():
-                    self._set_timer(effect)
+                    self._timers.set(effect.name, effect.at_ms - self._clock())
                 case Accuse():
                     self._accuse(effect)
                 case Refused():
@@ -434,15 +422,6 @@ class Node:
         message = messages.encode_decided(block, certificate)
         self._running_transport().send(effect.to, message)
 
-    def _set_timer(self, effect: SetTimer) -> None:
-        generation, old = self._timers.get(effect.name, (0, None))
-        if old is not None:
-            old.cancel()
-        delay_s = max(0, effect.at_ms - self._clock()) / 1000
-        timer = _Timer(effect.name, generation + 1)
-        handle = asyncio.get_running_loop().call_later(delay_s, self._inbox.put, timer)
-        self._timers[effect.name] = timer.generation, handle
-
     def _accuse(self, effect: Accuse) -> None:
         """Bring the offence before the chain, under our own name."""
         _log.warning("%s: %s has double-talked", self.name, effect.accused.hex()[:12])
@@ -469,17 +448,3 @@ class Node:
         if self._transport is None:
             raise AssertionError("a node that runs has a transport")
         return self._transport
-
-
-def _parts(envelopes: Sequence[bytes]) -> Iterator[list[bytes]]:
-    """Split envelopes into messages of about a mebibyte."""
-    part: list[bytes] = []
-    size = 0
-    for raw in envelopes:
-        if part and size + len(raw) > _GOSSIP_BYTES:
-            yield part
-            part, size = [], 0
-        part.append(raw)
-        size += len(raw)
-    if part:
-        yield part
