@@ -1,0 +1,1 @@
+"""Simulation of the consensus core: worlds, storms, directed schedules, mutants."""

@@ -31,6 +31,7 @@ from fedchain_ledger.core.timing import Timing
 from fedchain_proto import wire_pb2 as wire
 from fedchain_proto.keys import SigningKey
 from fedchain_proto.trust import ValidatorSet
+
 from tests.sim.toy import CHAIN_ID, START_MS, Stored, ToyApplication, ToyStore, toy_keys, toy_set
 
 DELAY_MS = 10
@@ -180,6 +181,11 @@ class World:
                 return True
         self.now_ms = end
         return False
+
+    def reach(self, height: int, for_ms: int, names: Sequence[int] = ()) -> bool:
+        """Let time pass until the named nodes, or all, have decided a height."""
+        chains = [self.nodes[name].store for name in names or range(len(self.nodes))]
+        return self.run(for_ms, lambda: all(len(store.chain) >= height for store in chains))
 
     def _do(self, node: Node, life: int, body: Body) -> None:
         kind, value = body

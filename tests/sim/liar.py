@@ -10,6 +10,7 @@ from fedchain_ledger.core.votebook import COMMIT, PREPARE, PROPOSAL, ROUND_CHANG
 from fedchain_proto import wire_pb2 as wire
 from fedchain_proto.blocks import header_id
 from fedchain_proto.votes import sign_vote
+
 from tests.sim.toy import CHAIN_ID
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ class Liar:
         """Lead, with another block for each; when there is no justification, without one."""
         for victim in self._victims():
             state = victim.core._replica.state
-            rounds = [r for r in range(state.round, state.round + 8)]
+            rounds = range(state.round, state.round + 8)
             mine = [r for r in rounds if state.leader(r) == self._node.index]
             transaction = b"lie %d" % self._rng.randrange(3)
             if not mine or transaction in victim.app.recorded:

@@ -10,10 +10,9 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from unittest.mock import patch
 
 from fedchain_ledger.core.effects import JournalEntry
-from fedchain_proto import blocks as blocks_module
-from fedchain_proto import votes as votes_module
 from fedchain_proto import wire_pb2 as wire
 from fedchain_proto.blocks import NO_CERTIFICATE, Certificate, Header, header_id, tx_root
 from fedchain_proto.errors import EvidenceError, RuleError
@@ -55,12 +54,11 @@ def _fake_verify(public: bytes, signature: bytes, message: bytes) -> None:
 @contextmanager
 def fast_signatures() -> Iterator[None]:
     """Let votes and certificates be verified as FakeKey signs."""
-    real = votes_module.verify, blocks_module.verify
-    votes_module.verify = blocks_module.verify = _fake_verify
-    try:
+    with (
+        patch("fedchain_proto.votes.verify", _fake_verify),
+        patch("fedchain_proto.blocks.verify", _fake_verify),
+    ):
         yield
-    finally:
-        votes_module.verify, blocks_module.verify = real
 
 
 def toy_keys(n: int, *, fast: bool) -> list[SigningKey]:

@@ -29,6 +29,7 @@ from fedchain_ledger.core.votebook import COMMIT, PREPARE, PROPOSAL, ROUND_CHANG
 from fedchain_proto import wire_pb2 as wire
 from fedchain_proto.blocks import Certificate, header_id
 from fedchain_proto.votes import sign_vote
+
 from tests.sim.toy import CHAIN_ID, START_MS, ToyApplication, ToyStore, toy_keys, toy_set
 
 TX = b"a transaction"
@@ -193,15 +194,23 @@ class Bench:
         self, block: wire.Block, who: Iterable[int], round_: int = 0, sender: int = 0
     ) -> list[Effect]:
         """A DECIDED arrives, with those signatures."""
-        commits = self.votes(COMMIT, who, round_, block)
-        certificate = Certificate(
-            self.core.height,
-            round_,
-            header_id(block.header),
-            self.validators.hash,
-            tuple((vote.validator, vote.signature) for vote in commits),
-        )
-        return self.hear(sender, messages.encode_decided(block, certificate.encode()))
+        raw = self.certificate(block, who, round_).encode()
+        return self.hear(sender, messages.encode_decided(block, raw))
+
+    def certificate(
+        self,
+        block: wire.Block,
+        who: Iterable[int],
+        round_: int = 0,
+        *,
+        commits: Sequence[wire.SignedVote] | None = None,
+    ) -> Certificate:
+        """A certificate of the current height with those signatures, or with those of votes."""
+        if commits is None:
+            commits = self.votes(COMMIT, who, round_, block)
+        signatures = tuple((vote.validator, vote.signature) for vote in commits)
+        block_id = header_id(block.header)
+        return Certificate(self.core.height, round_, block_id, self.validators.hash, signatures)
 
     def decide(self, transaction: bytes = TX, proposer: int = 0) -> list[Effect]:
         """The next block arrives decided, by the first q others."""

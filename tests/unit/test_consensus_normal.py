@@ -1,13 +1,15 @@
 """The normal case of the consensus core: propose, prepare, commit, decide, in that order."""
 
-import pytest
+from collections.abc import Sequence
 
+import pytest
 from fedchain_ledger.core import messages
 from fedchain_ledger.core.effects import Decide, Effect, JournalType, Persist, Send
 from fedchain_ledger.core.timing import SLOT_HEIGHTS, Timing
 from fedchain_ledger.core.votebook import COMMIT, PREPARE, PROPOSAL
 from fedchain_proto.blocks import header_id
 from fedchain_proto.errors import UsageError
+
 from tests.sim.engine import Policy, World
 from tests.sim.toy import CHAIN_ID, START_MS
 from tests.unit.consensuskit import (
@@ -81,7 +83,7 @@ def test_every_vote_is_durable_before_it_is_audible() -> None:
     assert not _inaudible_before_durable(shuffled)  # the check itself can fail
 
 
-def _inaudible_before_durable(effects: list[Effect]) -> bool:
+def _inaudible_before_durable(effects: Sequence[Effect]) -> bool:
     durable: set[bytes] = set()
     for effect in effects:
         if isinstance(effect, Persist):
@@ -258,9 +260,7 @@ def test_seven_validators_with_two_silent_go_on() -> None:
     world.boot(1, 2, 4, 5, 6)
     for number, name in enumerate((1, 2, 4)):
         world.submit(name, b"%d" % number)
-        assert world.run(
-            30_000, lambda k=number: all(world.heights()[i] > k for i in (1, 2, 4, 5, 6))
-        )
+        assert world.reach(number + 1, 30_000, (1, 2, 4, 5, 6))
     assert len({tuple(world.ids(i)) for i in (1, 2, 4, 5, 6)}) == 1
     assert sorted(world.transactions(1)) == [b"0", b"1", b"2"]
 
