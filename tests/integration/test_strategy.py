@@ -1,4 +1,4 @@
-"""`LedgerFedAvg` whole: honest rounds, who is behind a node, wrong use, and the way out."""
+"""`LedgerFedAvg` whole: honest rounds, wrong use, and the way out."""
 
 from collections.abc import Iterable
 from fractions import Fraction
@@ -7,26 +7,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fedchain_clients import attest
 from fedchain_proto import flowkeys
 from fedchain_proto import wire_pb2 as wire
-from fedchain_proto.errors import FedchainError, RuleError, UnavailableError, UsageError
+from fedchain_proto.errors import FedchainError, UnavailableError, UsageError
 from fedchain_proto.hashing import parse_digest
 from fedchain_server import LedgerFedAvg
 from flwr.app import (
     Array,
     ArrayRecord,
     ConfigRecord,
-    Context,
     Message,
     MetricRecord,
     RecordDict,
 )
 from flwr.serverapp import Grid
 
-from tests.fakegrid import Client
-from tests.fakeledger import member_key
-from tests.strategykit import NAMES, Mod, World, initial
+from tests.strategykit import NAMES, World, initial
 
 
 @pytest.fixture
@@ -139,81 +135,6 @@ def test_bits_do_not_depend_on_threads(tmp_path: Path) -> None:
         strategy.start(world.grid(), initial(), num_rounds=2)
         models.append(strategy.rounds[-1].model)
     assert models[0] == models[1]
-
-
-# ---------------------------------------------------------------- who is behind a node
-
-
-def test_member_without_a_node_is_not_asked(world: World) -> None:
-    """An admitted owner whose node is not there is in the cohort, and out of it by name."""
-    world.ledger.admit("client-99", member_key(50), wire.ROLE_PARTICIPANT)
-    strategy = world.strategy()
-    strategy.start(world.grid(), initial(), num_rounds=1)
-    (opened,) = world.said(wire.RoundOpened)
-    assert list(opened.cohort) == [*NAMES, "client-99"]
-    (out,) = strategy.rounds[0].exclusions
-    assert (out.participant, out.reason) == ("client-99", "not-asked")
-
-
-def test_sampling_leaves_the_others_unasked(world: World) -> None:
-    """FedAvg's own sampling decides who is asked; the rest is in the record."""
-    strategy = world.strategy(fraction_train=0.67)
-    strategy.start(world.grid(), initial(), num_rounds=1)
-    (record,) = strategy.rounds
-    assert len(record.updates) == 2
-    assert [e.reason for e in record.exclusions] == ["not-asked"]
-
-
-def impostor(message: Message, context: Context, app: Client) -> Message:
-    """Say client-00's name with the node's own key."""
-    reply = attest(message, context, app)
-    if flowkeys.HELLO in message.content[flowkeys.RECORD]:
-        reply.content[flowkeys.RECORD][flowkeys.NAME] = "client-00"  # type: ignore[index]
-    return reply
-
-
-def mute(message: Message, context: Context, app: Client) -> Message:
-    """Run the app without fedchain's mod."""
-    return app(message, context)
-
-
-def oracle(message: Message, context: Context, app: Client) -> Message:
-    """Prove the name for another nonce than the one that was asked about."""
-    record = message.content[flowkeys.RECORD]
-    if flowkeys.HELLO in record:
-        record[flowkeys.HELLO] = bytes(32)  # type: ignore[index]
-    return attest(message, context, app)
-
-
-@pytest.mark.parametrize("mod", [impostor, mute, oracle])
-def test_node_that_proves_no_name_is_not_asked(world: World, mod: Mod) -> None:
-    """A node is who it can prove to be; its owner is left out as not asked, nobody else is."""
-    world.mods["client-01"] = mod
-    strategy = world.strategy()
-    strategy.start(world.grid(), initial(), num_rounds=1)
-    (record,) = strategy.rounds
-    assert [(e.participant, e.reason) for e in record.exclusions] == [("client-01", "not-asked")]
-    assert [u.participant for u in record.updates] == ["client-00", "client-02"]
-
-
-def test_two_nodes_of_one_owner_are_asked_once(world: World) -> None:
-    """One owner, one instruction: a second node would make it sign twice."""
-    world.homes["client-01"] = world.homes["client-00"]
-    grid = world.grid()
-    strategy = world.strategy()
-    strategy.start(grid, initial(), num_rounds=1)
-    (record,) = strategy.rounds
-    assert [u.participant for u in record.updates] == ["client-00", "client-02"]
-    trained = [m for m in grid.sent if flowkeys.ROUND_OPENED in m.content[flowkeys.RECORD]]
-    assert len(trained) == 2
-
-
-def test_federation_without_the_mod_is_told_what_to_do(world: World) -> None:
-    """If nobody can prove a name no run is opened, and the error says what is missing."""
-    world.mods = dict.fromkeys(NAMES, mute)
-    with pytest.raises(RuleError, match=r"0 of 3 nodes proved.*fedchain\.attest must be the first"):
-        world.strategy().start(world.grid(), initial())
-    assert world.said(wire.RunOpened) == []
 
 
 # ---------------------------------------------------------------- the way out
@@ -335,6 +256,17 @@ class Smuggler(LedgerFedAvg):
         return messages
 
 
+class Namesake(LedgerFedAvg):
+    """Uses the name of fedchain's own record."""
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        messages = list(super().configure_train(server_round, arrays, config, grid))
+        messages[0].content[flowkeys.RECORD] = ConfigRecord({"lr": 1e9})
+        return messages
+
+
 class Nobody(LedgerFedAvg):
     """Asks nobody."""
 
@@ -359,6 +291,7 @@ class OwnAverage(LedgerFedAvg):
         (Unequal, "different things"),
         (OtherModel, "unchanged"),
         (Smuggler, "MetricRecord"),
+        (Namesake, "rename it"),
         (Nobody, "asks nobody"),
         (OwnAverage, "overrides aggregate_train"),
     ],

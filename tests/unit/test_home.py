@@ -55,6 +55,13 @@ def test_home_is_never_overwritten(tmp_path: Path) -> None:
         make_home(tmp_path / "home")
 
 
+def test_home_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    """A folder that cannot be made says why."""
+    (tmp_path / "file").write_text("a file in the way")
+    with pytest.raises(UsageError, match="cannot make the folder"):
+        make_home(tmp_path / "file" / "home")
+
+
 @pytest.mark.parametrize(
     ("name", "genesis", "says"),
     [("Not a name", None, "not a name"), ("client-00", b"{}", "genesis")],
@@ -175,6 +182,20 @@ def test_damaged_entry_stops_the_owner(tmp_path: Path, damage: bytes) -> None:
     path.write_bytes(damage)
     with pytest.raises(UsageError, match="damaged"):
         journal.signed(CHAIN, RUN, 1)
+
+
+def test_unreadable_journal_stops_the_owner(tmp_path: Path) -> None:
+    """An entry or a folder that cannot be read is not taken for one that is not there."""
+    journal = Journal(tmp_path / "journal")
+    journal.record(CHAIN, RUN, 1, envelope())
+    entry = tmp_path / "journal" / CHAIN.hex() / RUN.hex() / "0000000001.update"
+    entry.unlink()
+    entry.mkdir()
+    with pytest.raises(UsageError, match="cannot read the journal"):
+        journal.signed(CHAIN, RUN, 1)
+    (tmp_path / "file").write_text("a file in the way")
+    with pytest.raises(UsageError, match="cannot read the journal"):
+        Journal(tmp_path / "file").latest_round(CHAIN, RUN)
 
 
 def test_unwritable_journal_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:

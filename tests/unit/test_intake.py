@@ -260,6 +260,14 @@ def test_error_reply_is_named_by_its_code(desk: Desk, code: int, reason: str) ->
     assert len(words) < 400
 
 
+def test_empty_reply_is_malformed(desk: Desk) -> None:
+    """A reply with neither content nor error says nothing."""
+    empty = reply(RecordDict())
+    empty.__dict__["_content"] = None  # as Flower inflates a message from hostile bytes
+    desk.intake.receive(empty)
+    assert desk.refusal()[0] == "REASON_MALFORMED_REPLY"
+
+
 def test_client_may_say_that_it_declined(desk: Desk) -> None:
     """A client that says why it refused is recorded as that."""
     record = ConfigRecord({flowkeys.REFUSED: "wrong genesis"})
