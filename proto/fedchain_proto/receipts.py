@@ -12,13 +12,11 @@ from fedchain_proto import wire_pb2 as wire
 from fedchain_proto.blocks import Certificate, Header
 from fedchain_proto.envelope import Signed, decode, verify_signatures
 from fedchain_proto.errors import EvidenceError, UsageError
-from fedchain_proto.hashing import DIGEST_SIZE
 from fedchain_proto.statements import Statement, parse
 from fedchain_proto.strictwire import parse_strict
 from fedchain_proto.trust import Genesis
 
 MAX_RECEIPT_BYTES = 2 << 20
-MAX_PATH = 64
 
 
 @dataclass(frozen=True)
@@ -135,6 +133,4 @@ def _verify(
 def _path(path: wire.MerklePath, header: Header) -> merkle.Path:
     if path.tree_size != header.log_size:
         raise EvidenceError("a receipt's path is of another size than the header's log")
-    if len(path.hashes) > MAX_PATH or any(len(entry) != DIGEST_SIZE for entry in path.hashes):
-        raise EvidenceError("a receipt's path is not one")
     return merkle.Path(path.leaf_index, path.tree_size, tuple(path.hashes))

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 from fedchain_proto import merkle
 from fedchain_proto import wire_pb2 as wire
-from fedchain_proto.blocks import NO_CERTIFICATE, Header, tx_root
+from fedchain_proto.blocks import NO_CERTIFICATE, Certificate, Header, tx_root
 from fedchain_proto.envelope import pae, seal
 from fedchain_proto.errors import EvidenceError, UsageError
 from fedchain_proto.receipts import MAX_RECEIPT_BYTES, make_receipt, verify_receipt, verify_receipts
+from fedchain_proto.votes import sign_vote
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -52,6 +53,25 @@ def receipt(index: int = 2, envelopes: list[bytes] = ENVELOPES, **changes: Any) 
     path = merkle.path([merkle.leaf_hash(envelope) for envelope in envelopes], index)
     raw = make_receipt(envelopes[index], path, head.encode(), certificate.encode())
     return wire.Receipt.FromString(raw)
+
+
+def certify_as(head: Header, *, height: int) -> Certificate:
+    """Let a quorum commit to a header's id at a height that is not its own."""
+    signatures = []
+    for index in range(SET.quorum):
+        vote = sign_vote(
+            KEYS[index],
+            GENESIS.chain_id,
+            SET.hash,
+            wire.VOTE_TYPE_COMMIT,
+            height,
+            0,
+            head.id,
+            0,
+            index,
+        )
+        signatures.append((index, vote.signature))
+    return Certificate(height, 0, head.id, SET.hash, tuple(signatures))
 
 
 def check(message: wire.Receipt) -> None:
@@ -137,6 +157,11 @@ def test_certificate_must_be_this_headers() -> None:
             check(message)
     message = receipt()
     head = header(ENVELOPES)
+    wrong_height = certify_as(head, height=2)
+    wrong_height.verify(GENESIS.chain_id, SET)  # a quorum really signed that
+    message.certificate = wrong_height.encode()
+    with pytest.raises(EvidenceError, match="another block"):
+        check(message)
     claimed = replace(certify(header(ENVELOPES, time_ms=1), GENESIS, KEYS), block_id=head.id)
     message.certificate = claimed.encode()
     with pytest.raises(EvidenceError, match="does not hold"):

@@ -158,29 +158,30 @@ def test_vote_of_another_chain_or_set_does_not_hold() -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
+    ("field", "value", "why"),
     [
-        ("type", 0),
-        ("type", 5),
-        ("type", -1),
-        ("height", 0),
-        ("block_id", b""),
-        ("block_id", bytes(32)),
-        ("block_id", bytes(31)),
-        ("prepared_round", 1),
-        ("validator", 4),
-        ("validator", 2**32 - 1),
-        ("validators_hash", b""),
-        ("validators_hash", bytes(32)),
-        ("signature", b""),
-        ("signature", bytes(63)),
+        ("type", 0, "unknown type"),
+        ("type", 5, "unknown type"),
+        ("type", -1, "unknown type"),
+        ("height", 0, "height 0"),
+        ("block_id", b"", "no block"),
+        ("block_id", bytes(32), "block id"),
+        ("block_id", bytes(31), "block id"),
+        ("block_id", bytes(33), "block id"),
+        ("prepared_round", 1, "lock"),
+        ("validator", 4, "of 4"),
+        ("validator", 2**32 - 1, "of 4"),
+        ("validators_hash", b"", "size"),
+        ("validators_hash", bytes(32), "another validator set"),
+        ("signature", b"", "size"),
+        ("signature", bytes(65), "size"),
     ],
 )
-def test_vote_out_of_shape_is_refused(field: str, value: Any) -> None:
+def test_vote_out_of_shape_is_refused(field: str, value: Any, why: str) -> None:
     """What no honest validator sends is refused before its signature is looked at."""
     signed = vote()
     setattr(signed, field, value)
-    with pytest.raises(EvidenceError):
+    with pytest.raises(EvidenceError, match=why):
         check_vote(signed, CHAIN, SET)
 
 
@@ -204,6 +205,12 @@ def test_senseless_vote_is_not_signed(changes: dict[str, Any]) -> None:
     """Half a lock, a lock of a later round, a change to round 0: never under our key."""
     with pytest.raises(UsageError):
         vote(**changes)
+
+
+def test_overlong_vote_is_not_parsed() -> None:
+    """The bound comes first: what is behind it may be a whole vote with a long tail."""
+    with pytest.raises(EvidenceError, match="more than"):
+        decode_vote(vote().SerializeToString() + b"\x7a" * 512)
 
 
 def test_decoded_vote_is_nothing_but_a_vote() -> None:
