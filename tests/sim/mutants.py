@@ -35,6 +35,7 @@ from tests.sim.toy import ToyApplication
 from tests.unit import test_consensus_byzantine as byzantine
 from tests.unit import test_consensus_catchup as catchup
 from tests.unit import test_consensus_journal as journal
+from tests.unit import test_consensus_justification as justification
 from tests.unit import test_consensus_normal as normal
 from tests.unit import test_consensus_roundchange as roundchanges
 
@@ -288,7 +289,7 @@ MUTANTS = (
         "round change believed without its certificate",
         patched(replica, "check_lock", _believed_lock),
         tuple(
-            partial(roundchanges.test_a_round_change_without_its_certificate_is_not_counted, case)
+            partial(justification.test_a_round_change_without_its_certificate_is_not_counted, case)
             for case in ("q-1", "unsigned", "block", "body")
         ),
     ),
@@ -296,15 +297,15 @@ MUTANTS = (
         "proposal accepted without its justification",
         patched(replica, "check_justification", lambda proposal, *_: bool(proposal.prepares)),
         (
-            partial(roundchanges.test_a_proposal_without_q_round_changes_is_refused, "none"),
-            partial(roundchanges.test_a_prepared_block_comes_with_its_q_prepares, "q-1"),
-            roundchanges.test_a_new_block_is_refused_when_one_was_prepared,
+            partial(justification.test_a_proposal_without_q_round_changes_is_refused, "none"),
+            partial(justification.test_a_prepared_block_comes_with_its_q_prepares, "q-1"),
+            justification.test_a_new_block_is_refused_when_one_was_prepared,
         ),
     ),
     Mutant(
         "all round changes must carry the top lock (sigp/anchor #592)",
         patched(replica, "check_justification", _all_must_carry_the_top_lock),
-        (roundchanges.test_the_block_must_be_the_highest_prepared_one,),
+        (justification.test_the_block_must_be_the_highest_prepared_one,),
     ),
     Mutant(
         "lock lost on a skipped round",
@@ -320,8 +321,8 @@ MUTANTS = (
         "clock and proposer checked again on re-proposal (indy-plenum #1488, besu #6613)",
         patched(replica, "check_justification", _checked_again),
         (
-            roundchanges.test_the_clock_is_not_checked_again_when_a_block_is_proposed_again,
-            roundchanges.test_the_proposer_is_not_checked_again_when_a_block_is_proposed_again,
+            justification.test_the_clock_is_not_checked_again_when_a_block_is_proposed_again,
+            justification.test_the_proposer_is_not_checked_again_when_a_block_is_proposed_again,
             scenarios.test_a_block_that_is_proposed_again_keeps_its_bytes_and_its_id,
         ),
     ),

@@ -16,28 +16,23 @@ class Outbox:
 
     def __init__(self) -> None:
         self._effects: list[Effect] = []
-        self._persist_at: int | None = None
+        self._rows: tuple[JournalEntry, ...] = ()  # of the Persist that stands at ``_place``
+        self._place = 0
 
     def emit(self, *effects: Effect) -> None:
         """Append effects as they are."""
         for effect in effects:
             self._effects.append(effect)
             if isinstance(effect, Decide):
-                self._persist_at = None
+                self._rows = ()
 
     def persist(self, entries: Iterable[JournalEntry]) -> None:
         """Journal rows, before anything that is emitted after this call."""
-        rows = tuple(entries)
-        if not rows:
-            return
-        if self._persist_at is None:
-            self._persist_at = len(self._effects)
-            self._effects.append(Persist(rows))
-            return
-        earlier = self._effects[self._persist_at]
-        if not isinstance(earlier, Persist):
-            raise AssertionError("the outbox lost its place")
-        self._effects[self._persist_at] = Persist(earlier.entries + rows)
+        if not self._rows:
+            self._place = len(self._effects)
+            self._effects.append(Persist(()))
+        self._rows += tuple(entries)
+        self._effects[self._place] = Persist(self._rows)
 
     def send(self, to: int | None, message: bytes) -> None:
         """Send a message to one peer, or to all others."""
@@ -45,5 +40,5 @@ class Outbox:
 
     def take(self) -> list[Effect]:
         """What was collected, and start again."""
-        effects, self._effects, self._persist_at = self._effects, [], None
+        effects, self._effects, self._rows = self._effects, [], ()
         return effects

@@ -288,8 +288,6 @@ class Replica:
         """
         try:
             block_id = self._app.validate(block, proposer=None, now_ms=None)
-            if block_id != certificate.block_id:
-                raise HaltError(f"block {certificate.height} has another id here than certified")
             committed = self._app.commit(block_id, certificate)
         except FedchainError as error:
             raise HaltError(

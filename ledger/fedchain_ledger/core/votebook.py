@@ -33,7 +33,7 @@ class VoteBook:
         self._validators = validators
         self._votes: dict[tuple[int, int], dict[int, wire.SignedVote]] = {}
         self._accused: dict[int, set[tuple[int, int, int]]] = {}  # (offence, type, round) told
-        # Round and block of the first quorum of COMMITs.
+        # Round and block of the latest quorum of COMMITs; the block is always the same.
         self.certified: tuple[int, bytes] | None = None
 
     # -------------------------------------------------------------- look up
@@ -82,11 +82,7 @@ class VoteBook:
         rounds.setdefault(vote.round, vote)
         while len(rounds) > _kept(vote.type):
             del rounds[min(rounds)]
-        if (
-            vote.type == COMMIT
-            and self.certified is None
-            and self.quorum(COMMIT, vote.round, vote.block_id) is not None
-        ):
+        if vote.type == COMMIT and self.quorum(COMMIT, vote.round, vote.block_id) is not None:
             self.certified = (vote.round, vote.block_id)
         return accusations
 
