@@ -131,7 +131,7 @@ def test_another_tensor_does_not_verify() -> None:
         ("large", arrays["large"], digest.tensor_path(arrays, "scalar"), expected),
         ("large", arrays["large"], bigger, expected),
         ("large", arrays["large"], proof, bytes(32)),
-        ("large", arrays["large"], merkle.Path(0, 1 << 40, proof.hashes), expected),
+        ("large", arrays["large"], merkle.Path(0, 1 << 33, (bytes(32),) * 33), expected),
     ]:
         with pytest.raises(EvidenceError):
             digest.verify_tensor(name, array, path, claimed)

@@ -219,6 +219,15 @@ def test_what_the_rule_refuses_is_refused(updates: Callable[[], Updates]) -> Non
             fedavg.weighted_mean(updates(), "cpu", threads)
 
 
+def test_half_precision_goes_by_way_of_single() -> None:
+    """A mean just above a tie of two halves: rounded twice, as the rule says, it is the lower."""
+    one, next_half = np.array([1.0], np.float16), np.array([1.0 + 2.0**-10], np.float16)
+    updates = sources([(2**19, one), (2**19 + 1, next_half)])
+    assert fedavg.weighted_mean(updates, "cpu")["w"].tolist() == [1.0]
+    mean = fedavg.accumulate_f64([(2**19, one), (2**19 + 1, next_half)], "cpu") / (2**20 + 1)
+    assert mean.astype(np.float16).tolist() == next_half.tolist()  # rounded once, it would differ
+
+
 def test_largest_integer_sum_is_accepted() -> None:
     """2**62 - 1 is in range, as in the rule."""
     updates = sources([(1, np.array([2**62 - 1, -(2**62) + 1]))])

@@ -193,9 +193,37 @@ def test_consistency_of_equal_and_empty_trees() -> None:
         (5, ROOTS[4], 5, ROOTS[5]),
         (0, ROOTS[1], 5, ROOTS[5]),
         (0, ROOTS[0], 0, ROOTS[1]),
+        (0, ROOTS[0], 5, b"short"),
     ]:
         with pytest.raises(EvidenceError):
             merkle.verify_consistency(old, old_root, new, new_root, ())
+    for old, new in [(5, 5), (0, 5), (0, 0)]:
+        with pytest.raises(EvidenceError):  # one tree, one proof: no hashes to spare
+            merkle.verify_consistency(old, ROOTS[old], new, ROOTS[new], (LEAVES[0],))
+
+
+def test_sizes_cannot_be_scaled_down_or_up() -> None:
+    """A proof of large trees is none of small ones of the same outline, nor the other way round.
+
+    The last leaf of 8 has left siblings only, and so has every one of a tree that the claim
+    makes too low: only counting the levels tells them apart.
+    """
+    high = merkle.path(LEAVES[:8], 7)
+    with pytest.raises(EvidenceError, match="longer"):
+        merkle.verify_path(LEAVES[7], merkle.Path(0, 1, high.hashes), ROOTS[8])
+    low = merkle.path(LEAVES[:4], 3)
+    with pytest.raises(EvidenceError, match="shorter"):
+        merkle.verify_path(LEAVES[3], merkle.Path(7, 8, low.hashes), ROOTS[4])
+    with pytest.raises(EvidenceError, match="longer"):
+        merkle.verify_consistency(3, ROOTS[7], 4, ROOTS[8], merkle.consistency(LEAVES[:8], 7))
+    with pytest.raises(EvidenceError, match="shorter"):
+        merkle.verify_consistency(7, ROOTS[3], 8, ROOTS[4], merkle.consistency(LEAVES[:4], 3))
+
+
+def test_what_is_no_hash_proves_nothing() -> None:
+    """A leaf that is not 32 bytes long stands in no tree, whatever the root claims."""
+    with pytest.raises(EvidenceError, match="32 bytes"):
+        merkle.verify_path(b"x", merkle.Path(0, 1, ()), b"x")
 
 
 def test_rewritten_history_has_no_consistency_proof() -> None:
