@@ -15,7 +15,7 @@ from fedchain_proto import wire_pb2 as wire
 from fedchain_proto.errors import EvidenceError, UsageError
 from fedchain_proto.hashing import DIGEST_SIZE, sha256
 from fedchain_proto.keys import SIGNATURE_SIZE, verify
-from fedchain_proto.trust import MAX_VALIDATORS, ValidatorSet
+from fedchain_proto.trust import MAX_TIME_MS, MAX_VALIDATORS, ValidatorSet
 from fedchain_proto.votes import NO_BLOCK, preimage
 
 MAX_BLOCK_BYTES = 8 << 20  # all envelopes of a block together
@@ -46,7 +46,8 @@ class Header:
         chain_id: 32 bytes, as are all ids, roots and hashes below.
         height: From 1.
         parent_id: Header id of height - 1; the chain id for height 1.
-        time_ms: Unix milliseconds, above the parent's.
+        time_ms: Unix milliseconds, above the parent's, at most MAX_TIME_MS: a deadline after it
+            still fits the 64 bits that the state keeps of one.
         proposer: Index of the validator that first proposed it.
         tx_root: Merkle root over this block's envelopes (`tx_root`).
         log_size: Transactions of the chain up to and with this block.
@@ -91,6 +92,8 @@ class Header:
             raise UsageError("a header's ids, roots and hashes have 32 bytes each")
         if self.version != HEADER_VERSION or self.height < FIRST_HEIGHT:
             raise UsageError(f"a header has version {HEADER_VERSION} and a height from 1")
+        if self.time_ms > MAX_TIME_MS:
+            raise UsageError(f"a header's time is at most {MAX_TIME_MS}, not {self.time_ms}")
         try:
             return _HEADER.pack(
                 self.version,
@@ -112,7 +115,7 @@ class Header:
 
     @classmethod
     def decode(cls, raw: bytes) -> "Header":
-        """Read a header. Checks length, version and height, nothing else.
+        """Read a header. Checks length, version and the range of height and time, nothing else.
 
         Raises:
             EvidenceError: Not a header of this version.
@@ -125,6 +128,8 @@ class Header:
         header = cls(*fields)
         if header.height < FIRST_HEIGHT:
             raise EvidenceError("a header of height 0, which is the genesis")
+        if header.time_ms > MAX_TIME_MS:
+            raise EvidenceError(f"a header of the time {header.time_ms}, beyond {MAX_TIME_MS}")
         return header
 
     @cached_property

@@ -205,6 +205,17 @@ def test_certified_header_that_lies_is_found(name: str) -> None:
     assert filed in [one for one, finding in findings(report) if finding.height == 3]
 
 
+def test_round_opened_at_the_end_of_time_is_a_finding_and_no_crash() -> None:
+    """A time whose deadline would not fit 64 bits is refused as a header, by an audit too."""
+    scribe, run = begun()
+    stored = scribe.forge(WHO.round_opened(run))
+    time_at = stored.header.index(scribe.now_ms.to_bytes(8, "little"))
+    stored.header = stored.header[:time_at] + b"\xff" * 8 + stored.header[time_at + 8 :]
+    report = audit_of(scribe)
+    assert report.verdict == "FAIL"
+    assert [f.height for f in claim(report, "C1").findings] == [3]
+
+
 def test_replay_stops_and_later_structure_is_still_judged() -> None:
     """Past a block that cannot be applied links and certificates are judged, statements are not."""
     scribe, run = begun()

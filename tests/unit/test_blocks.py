@@ -94,6 +94,7 @@ def test_id_covers_every_number(field: str) -> None:
         ("height", -1),
         ("height", 2**64),
         ("time_ms", -1),
+        ("time_ms", 2**53),
         ("time_ms", 2**64),
         ("time_ms", 1.5),
         ("proposer", 2**32),
@@ -109,9 +110,9 @@ def test_header_is_never_cut_to_fit(field: str, value: Any) -> None:
 
 
 def test_other_bytes_are_no_header() -> None:
-    """Another length, version or height 0 is refused."""
+    """Another length, version, height 0, or a time beyond any clock is refused."""
     raw = HEADER.encode()
-    height = 4 + 32
+    height, time = 4 + 32, 4 + 32 + 8 + 32
     for wrong in (
         b"",
         raw[:-1],
@@ -119,16 +120,21 @@ def test_other_bytes_are_no_header() -> None:
         u(0, 4) + raw[4:],
         u(2, 4) + raw[4:],
         raw[:height] + u(0, 8) + raw[height + 8 :],
+        raw[:time] + u(2**53, 8) + raw[time + 8 :],
         bytes(HEADER_SIZE),
     ):
         with pytest.raises(EvidenceError):
             Header.decode(wrong)
 
 
-@given(st.binary(min_size=HEADER_SIZE - 4, max_size=HEADER_SIZE - 4))
-def test_any_header_bytes_read_back(rest: bytes) -> None:
+@given(
+    st.binary(min_size=72, max_size=72),
+    st.integers(0, 2**53 - 1),
+    st.binary(min_size=HEADER_SIZE - 84, max_size=HEADER_SIZE - 84),
+)
+def test_any_header_bytes_read_back(before: bytes, time_ms: int, after: bytes) -> None:
     """One header has one encoding: what can be read is written as it was."""
-    raw = u(1, 4) + rest
+    raw = u(1, 4) + before + u(time_ms, 8) + after
     try:
         header = Header.decode(raw)
     except EvidenceError:
