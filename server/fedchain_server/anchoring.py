@@ -226,13 +226,13 @@ class RunAnchor:
 
     def _close(self, settled: Settlement, following: Statement) -> tuple[VerifiedReceipt, Outcome]:
         """Anchor a decided round and what follows it; try again with what the ledger says."""
-        for attempt in range(1, CLOSE_ATTEMPTS + 1):
+        for _ in range(CLOSE_ATTEMPTS):
             closing, outcome = self._submit(settled.statement(), following)
             if isinstance(closing, VerifiedReceipt):
                 break
             _LOG.warning("the close of round %d was refused: %s", settled.number, closing)
-            if attempt == CLOSE_ATTEMPTS or not settled.mend(closing, self.standing):
-                raise closing
+            if not settled.mend(closing, self.standing):
+                break
         self.closed = _receipt(closing)
         self._rounds, self._model, self._settled = settled.number, settled.model.digest, None
         return self.closed, outcome

@@ -10,7 +10,7 @@ import pytest
 from fedchain_clients import attest
 from fedchain_proto import flowkeys
 from fedchain_proto import wire_pb2 as wire
-from fedchain_proto.errors import RuleError, UsageError
+from fedchain_proto.errors import FedchainError, RuleError, UsageError
 from fedchain_proto.statements import Statement
 from fedchain_server import metrics
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
@@ -136,7 +136,25 @@ def test_integers_within_the_exact_range_are_averaged(world: World) -> None:
     assert len(strategy.rounds[0].updates) == 3
 
 
-# ---------------------------------------------------------------- disk
+# ---------------------------------------------------------------- disk and device
+
+
+@pytest.mark.parametrize(
+    ("cause", "error"),
+    [(ValueError("no mean"), RuleError), (RuntimeError("out of memory"), FedchainError)],
+)
+def test_average_that_fails_ends_the_run_in_words(
+    world: World, monkeypatch: pytest.MonkeyPatch, cause: Exception, error: type[Exception]
+) -> None:
+    """What torch cannot do is the run's error, one line, and the ledger hears of the abort."""
+
+    def fail(*arguments: Any) -> None:
+        raise cause
+
+    monkeypatch.setattr("fedchain_server.strategy.weighted_mean", fail)
+    with pytest.raises(error, match=str(cause)):
+        world.strategy().start(world.grid(), initial(), num_rounds=1)
+    assert len(world.said(wire.RunClosed)) == 1
 
 
 def test_model_that_cannot_be_kept_is_never_named(
