@@ -35,6 +35,19 @@ def test_databases_behind_are_named_and_fail_nothing() -> None:
     assert report.notes[1] == "validator-3 stands at height 0, 5 behind"
 
 
+def test_database_named_to_steer_a_terminal_is_shown_harmless() -> None:
+    """Whoever packs a folder names its files; no name paints, or breaks, an auditor's report."""
+    scribe, _ = trained()
+    behind = scribe.source("\x1b[2J\udcff")
+    del behind.blocks[3:]
+    broken = scribe.source("\x1b]0;owned\x07")
+    broken.broken = {2}
+    shown = str(audit([scribe.source(), behind, broken], WHO.genesis))
+    assert "\\x1b[2J\\udcff stands at height 3" in shown
+    assert "\\x1b]0;owned\\x07" in shown
+    assert shown.replace("\n", "").isprintable()
+
+
 def test_certificate_of_the_tip_may_differ_between_validators() -> None:
     """Each validator keeps the quorum that it saw; all of them are valid, and counted once."""
     scribe, _ = trained()

@@ -13,6 +13,7 @@ from typing import Protocol, get_args
 from fedchain_proto.artifact import ArtifactReader
 from fedchain_proto.errors import FedchainError, UsageError
 from fedchain_proto.hashing import short
+from fedchain_proto.names import printable
 from fedchain_proto.trust import Genesis
 
 from fedchain_ledger.core.arrays import ArrayAudit
@@ -23,6 +24,7 @@ from fedchain_ledger.core.rounds import RoundAudit, open_rounds
 
 # A database of which so many blocks cannot be read is not read further.
 _MAX_UNREADABLE = 100
+_MAX_SOURCE_NAME = 80
 
 Progress = Callable[[int, int], None]
 """Called with (height judged, highest height)."""
@@ -248,7 +250,9 @@ class _Walk:
         for name, reader in self._readers.items():
             behind = self.highest - reader.height
             if behind > 0:
-                self.notes.append(f"{name} stands at height {reader.height}, {behind} behind")
+                # A database is called after its file, and whoever packed the folder named that.
+                shown = printable(name, _MAX_SOURCE_NAME)
+                self.notes.append(f"{shown} stands at height {reader.height}, {behind} behind")
 
 
 def _followed(history: Replay) -> tuple[int, int]:
