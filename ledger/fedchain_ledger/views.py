@@ -247,7 +247,11 @@ def receipt_view(reader: ChainReader, genesis: Genesis, stored: StoredTransactio
     """Show a transaction with its block's header and certificate, and its receipt, in hex."""
     header, _, certificate = reader.block(stored.height)
     decoded = _header(reader, stored.height, header)
-    path = merkle.path_from_nodes(reader.node, stored.seq, decoded.log_size)
+    try:
+        path = merkle.path_from_nodes(reader.node, stored.seq, decoded.log_size)
+    except IndexError as error:
+        where = f"block {stored.height}, transaction {stored.seq}"
+        raise _unreadable(reader, where, error) from None
     entry = _entry(reader, stored.seq, stored.height, decoded.time_ms, stored.envelope)
     return {
         "transaction": transaction_view(entry, genesis),

@@ -16,9 +16,11 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import quote
 
+from fedchain_proto.blocks import MAX_BLOCK_TRANSACTIONS
+from fedchain_proto.envelope import MAX_ENVELOPE_BYTES
 from fedchain_proto.errors import FedchainError, UsageError
 from fedchain_proto.hashing import DIGEST_SIZE
-from sqlalchemy import Connection, Executable, bindparam, create_engine, func, select
+from sqlalchemy import Connection, Executable, bindparam, create_engine, func, select, text
 from sqlalchemy.pool import NullPool
 
 from fedchain_ledger.service.dberrors import damaged, explained
@@ -26,7 +28,12 @@ from fedchain_ledger.service.schema import FORMAT, blocks, log_nodes, meta, tran
 
 BUSY_TIMEOUT_S = 2.0
 _MAX_INTEGER = 2**63 - 1
+# Of what a reader looks at an envelope is the longest; a damaged row must not fill the memory.
+_MAX_ROW_BYTES = MAX_ENVELOPE_BYTES + 4096
 
+# Views, triggers and virtual tables have no pages of their own: a "table" that is one of these
+# runs its maker's SQL, without end if he likes, in whoever reads it.
+_PROGRAMS = text("SELECT count(*) FROM sqlite_master WHERE coalesce(rootpage, 0) = 0")
 # Built once: SQLAlchemy caches what it compiled by the statement's identity.
 _META = select(meta.c.key, meta.c.value)
 _HEAD = select(func.max(blocks.c.height))
@@ -35,6 +42,7 @@ _ENVELOPES = (
     select(transactions.c.envelope)
     .where(transactions.c.height == bindparam("height"))
     .order_by(transactions.c.seq)
+    .limit(MAX_BLOCK_TRANSACTIONS + 1)  # one too many is as wrong as all that may follow
 )
 _STORED = select(transactions.c.seq, transactions.c.height, transactions.c.envelope)
 _BY_ID = _STORED.where(transactions.c.tx_id == bindparam("tx_id"))
@@ -157,7 +165,7 @@ class ChainReader:
     def node(self, level: int, position: int) -> bytes:
         """Return the hash of one complete subtree of the log, a `merkle.NodeReader`."""
         where = f"log node {level}/{position}"
-        rows = self._rows(_NODE, {"level": level, "position": position}, where)
+        rows = self._rows(_NODE, {"level": level, "position": _bounded(position)}, where)
         if not rows:
             raise damaged(self.path, f"{where} is missing")
         value = self._bytes(rows[0][0], where)
@@ -190,6 +198,9 @@ class ChainReader:
         return value
 
     def _read_meta(self) -> bytes:
+        [[programs]] = self._rows(_PROGRAMS, {}, "its tables")
+        if programs:
+            raise damaged(self.path, "it holds more than plain tables")
         entries = {row[0]: row[1] for row in self._rows(_META, {}, "its description")}
         if entries.get("format") != FORMAT.encode():
             raise FedchainError(
@@ -245,11 +256,13 @@ def _unwritable_reader(path: Path) -> Iterator[ChainReader]:
 
 def _reader(path: Path, file: Path, mode: str) -> ChainReader:
     uri = f"file:{quote(str(file.absolute()))}?{mode}"
-    engine = create_engine(
-        "sqlite+pysqlite://",
-        creator=lambda: sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_S),
-        poolclass=NullPool,
-    )
+
+    def connect() -> sqlite3.Connection:
+        connection = sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_S)
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MAX_ROW_BYTES)
+        return connection
+
+    engine = create_engine("sqlite+pysqlite://", creator=connect, poolclass=NullPool)
     with explained(path):
         connection = engine.connect()
     try:
