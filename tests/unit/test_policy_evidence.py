@@ -3,6 +3,7 @@
 import pytest
 from fedchain_ledger.core import policy
 from fedchain_ledger.core.policy import ViolationError
+from fedchain_ledger.core.state import ChainState
 from fedchain_proto import wire_pb2 as wire
 from fedchain_proto.envelope import Signed, decode, seal
 from fedchain_proto.keys import SigningKey
@@ -11,10 +12,14 @@ from fedchain_proto.statements import Statement, payload_type
 from tests.unit.chainkit import (
     ALICE,
     BOB,
+    CAROL,
+    MODEL_0,
+    MODEL_1,
     MODEL_2,
     SERVER,
     START_MS,
     key,
+    tx_id,
 )
 from tests.unit.policykit import (
     BLOCK_A,
@@ -24,16 +29,17 @@ from tests.unit.policykit import (
     FROM_ALICE,
     FROM_BOB,
     LIAR,
+    PAST,
     PREPARE,
     RUN,
     SECOND_SERVER,
     WHO,
     Breach,
     admitted,
+    after,
     close,
     closed,
     evidence,
-    trained,
     votes,
     with_fields,
 )
@@ -87,9 +93,26 @@ def _pair(first: Statement, second: Statement, signer: SigningKey) -> list[bytes
     return [WHO.seal(first, signer), WHO.seal(second, signer)]
 
 
+def _twice(update: wire.UpdateSubmitted) -> list[bytes]:
+    """Two updates of Alice that differ in meaning."""
+    return _pair(update, with_fields(update, num_examples=1), key(ALICE))
+
+
+OTHER_SAID = WHO.run_opened(nonce=b"another run's no")
+OTHER_RUN = tx_id(OTHER_SAID)
+
+
+def two_runs() -> ChainState:
+    """Round 2 of the run is open, and round 1 of another run."""
+    openings = WHO.round_opened(RUN, 2, MODEL_1), OTHER_SAID, WHO.round_opened(OTHER_RUN)
+    return after(closed(), *openings, after_ms=PAST)
+
+
 NOT_TWO_UPDATES = {
     "of two rounds": _pair(FROM_ALICE, WHO.update(RUN, ALICE, 2), key(ALICE)),
-    "of two runs": _pair(FROM_ALICE, WHO.update(bytes(32), ALICE), key(ALICE)),
+    "of two runs": _pair(FROM_ALICE, WHO.update(OTHER_RUN, ALICE), key(ALICE)),
+    "of no run": _twice(WHO.update(bytes(32), ALICE)),
+    "of a round that was never opened": _twice(WHO.update(RUN, ALICE, 3)),
     "in another's name": _pair(FROM_BOB, with_fields(FROM_BOB, num_examples=1), key(ALICE)),
     "signed by another": _pair(FROM_ALICE, with_fields(FROM_ALICE, num_examples=1), key(BOB)),
     "of other statements": _pair(close(), close(model=MODEL_2), key(ALICE)),
@@ -106,8 +129,15 @@ def test_updates_that_do_not_conflict_convict_nobody(name: str) -> None:
     """Two updates convict only who speaks for himself, twice, about one round of this chain."""
     said = evidence(wire.OFFENCE_TWO_UPDATES, key(ALICE), NOT_TWO_UPDATES[name])
     with pytest.raises(ViolationError) as caught:
-        Breach("", "", trained, said, (key(SERVER),)).judge()
+        Breach("", "", two_runs, said, (key(SERVER),)).judge()
     assert caught.value.code == "unproven-offence"
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_two_updates_of_any_round_that_was_opened_convict(number: int) -> None:
+    """A round that has closed, and the one that is open, are both remembered."""
+    said = evidence(wire.OFFENCE_TWO_UPDATES, key(ALICE), _twice(WHO.update(RUN, ALICE, number)))
+    Breach("", "", two_runs, said, (key(SERVER),)).judge()
 
 
 def test_closes_of_a_stranger_convict_nobody() -> None:
@@ -117,3 +147,36 @@ def test_closes_of_a_stranger_convict_nobody() -> None:
     with pytest.raises(ViolationError) as caught:
         Breach("", "", closed, said, (key(ALICE),)).judge()
     assert caught.value.code == "unproven-offence"
+
+
+FROM_CAROL = WHO.update(RUN, CAROL)
+
+
+def _out(name: str, update: wire.UpdateSubmitted, reason: wire.Reason.ValueType) -> wire.Exclusion:
+    return wire.Exclusion(participant=name, transaction=tx_id(update), reason=reason)
+
+
+def test_close_that_was_refused_and_mended_convicts_nobody() -> None:
+    """An honest server names anew whom it leaves out when an update came in while it closed."""
+    refused = close()
+    mended = close(excluded=[_out(CAROL, FROM_CAROL, wire.REASON_ARRAYS_MISSING)])
+    said = evidence(wire.OFFENCE_TWO_CLOSES, key(SERVER), _pair(refused, mended, key(SERVER)))
+    with pytest.raises(ViolationError) as caught:
+        Breach("", "", closed, said, (key(ALICE),)).judge()
+    assert caught.value.code == "unproven-offence"
+    assert "publish one result" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        close(model=MODEL_2),
+        close(outcome=wire.OUTCOME_ABANDONED, model=MODEL_0),
+        WHO.closed(RUN, [FROM_ALICE, FROM_BOB, FROM_CAROL]),
+    ],
+    ids=["another model", "abandoned", "another update included"],
+)
+def test_two_results_of_one_round_convict(other: wire.RoundClosed) -> None:
+    """Whatever else they say: a round has one model, of one set of updates."""
+    said = evidence(wire.OFFENCE_TWO_CLOSES, key(SERVER), _pair(close(), other, key(SERVER)))
+    Breach("", "", closed, said, (key(ALICE),)).judge()

@@ -82,14 +82,18 @@ def _conflicting_statements(state: ChainState, said: wire.Evidence) -> bytes:
     envelopes = [decode(said.first), decode(said.second)]
     if envelopes[0].tx_id == envelopes[1].tx_id:
         raise EvidenceError("the two envelopes say the same")
-    first, second = (_said_in_round(state, said, signed) for signed in envelopes)
-    if first != second:
+    first, second = (_own_words(state, said, signed) for signed in envelopes)
+    if (first.run, first.round) != (second.run, second.round):
         raise EvidenceError("the two envelopes are about two rounds")
-    return first
+    if _but_for_exclusions(first) == _but_for_exclusions(second):
+        raise EvidenceError("the two closes publish one result")
+    return first.run + struct.pack("<Q", first.round)
 
 
-def _said_in_round(state: ChainState, said: wire.Evidence, signed: Signed) -> bytes:
-    """Return the run and round that the accused speaks of; its own words, for this chain."""
+def _own_words(
+    state: ChainState, said: wire.Evidence, signed: Signed
+) -> wire.UpdateSubmitted | wire.RoundClosed:
+    """Return what the accused says, in its own place, of a round that was opened here."""
     if tuple(signer for signer, _ in signed.signatures) != (said.accused,):
         raise EvidenceError("an envelope that not the accused alone has signed")
     verify_signatures(signed, state.key_of)
@@ -99,17 +103,42 @@ def _said_in_round(state: ChainState, said: wire.Evidence, signed: Signed) -> by
     accused = state.member_of(said.accused)
     if accused is None:
         raise EvidenceError("the accused is no member")
-    run = None
     if said.offence == wire.OFFENCE_TWO_UPDATES and isinstance(spoken, wire.UpdateSubmitted):
-        speaks_for_itself = spoken.participant == accused.name
+        speaker: str | None = spoken.participant
     elif said.offence == wire.OFFENCE_TWO_CLOSES and isinstance(spoken, wire.RoundClosed):
         run = state.runs.get(spoken.run)
-        speaks_for_itself = run is not None and run.aggregator == accused.name
+        speaker = None if run is None else run.aggregator
     else:
         raise EvidenceError("not the statements of which the offence speaks")
-    if not speaks_for_itself:
+    if speaker != accused.name:
         raise EvidenceError("the accused signed it in somebody else's place")
-    return spoken.run + struct.pack("<Q", spoken.round)
+    # Else one member could convict itself, and fill the state, of rounds without number.
+    if not _has_begun(state, spoken.run, spoken.round):
+        raise EvidenceError("an envelope for a round that was never opened")
+    return spoken
+
+
+def _has_begun(state: ChainState, run_id: bytes, number: int) -> bool:
+    run = state.runs.get(run_id)
+    if run is None:
+        return False
+    return number <= (run.open_round.number if run.open_round else run.closed_rounds)
+
+
+def _but_for_exclusions(
+    spoken: wire.UpdateSubmitted | wire.RoundClosed,
+) -> wire.UpdateSubmitted | wire.RoundClosed:
+    """Return what a close publishes; an update as it is.
+
+    Whom it leaves out, and why, an honest server has to say anew when a close is refused because
+    an update came into the log, or a deadline had not passed: that is no second voice.
+    """
+    if isinstance(spoken, wire.UpdateSubmitted):
+        return spoken
+    result = wire.RoundClosed()
+    result.CopyFrom(spoken)
+    result.ClearField("excluded")
+    return result
 
 
 @rule("wrong-signer", "C4")
