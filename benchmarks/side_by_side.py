@@ -35,6 +35,7 @@ from rich.table import Table
 
 import fedchain
 from fedchain import digits
+from fedchain._flower import silence
 from fedchain.grid import InProcessGrid, NodeSpec
 from fedchain.naming import participant_names
 
@@ -196,13 +197,14 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
 
 def show(report: dict[str, object]) -> None:
     """Print the table."""
-    table = Table(title="stock FedAvg and fedchain, median (lowest - highest), ms")
-    for heading in ("case", "arm", "round", "last reply to next instruction", "added", "ratio"):
-        table.add_column(heading, justify="left" if heading in ("case", "arm") else "right")
+    table = Table(title="Median (lowest-highest), ms; turnaround: last reply to next instruction")
+    for heading in ("case", "arm", "round", "turnaround", "added", "ratio"):
+        side = "left" if heading in ("case", "arm") else "right"
+        table.add_column(heading, justify=side, no_wrap=True)
     for row in report["results"]:  # type: ignore[attr-defined]
         for arm in ("stock", "fedchain"):
             cells = [
-                f"{m['median']:.1f} ({m['min']:.1f} - {m['max']:.1f})" for m in row[arm].values()
+                f"{m['median']:.0f} ({m['min']:.0f}-{m['max']:.0f})" for m in row[arm].values()
             ]
             last = arm == "fedchain"
             table.add_row(
@@ -245,6 +247,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/side_by_side.json"))
     parser.add_argument("--profile", action="store_true", help="profile instead of measuring")
     options = parser.parse_args()
+    silence()
     if options.profile:
         profile(options)
         return
