@@ -12,6 +12,7 @@ from typing import cast
 from fedchain_proto.artifact import ArtifactFolder
 from fedchain_proto.errors import FedchainError, UsageError
 from fedchain_proto.hashing import short
+from fedchain_proto.openfiles import allow_open_files
 from fedchain_proto.trust import Genesis
 
 from fedchain_ledger.core.audit import ChainSource, Progress, audit
@@ -150,6 +151,7 @@ def audit_folder(
     """
     genesis = load_genesis(folder, trust)
     artifacts = ArtifactFolder(folder / ARTIFACTS)
+    allow_open_files()
     with open_sources(folder, genesis) as sources:
         return audit(
             sources,
