@@ -18,6 +18,7 @@ from fedchain_proto.digest import Arrays, model_digest
 from fedchain_proto.errors import EvidenceError, RuleError, UsageError
 from fedchain_proto.hashing import digest_text
 from fedchain_proto.names import printable
+from fedchain_proto.openfiles import allow_open_files
 from fedchain_proto.receipts import VerifiedReceipt
 
 from fedchain_server.arrays import Model
@@ -233,6 +234,7 @@ def settle(
             candidates.append(candidate)
         else:
             excluded[name] = out
+    allow_open_files()
     with ExitStack() as files:
         held: Held = [
             (c, files.enter_context(store.open(c.update.update, verify=False))) for c in candidates

@@ -1,5 +1,6 @@
 """Decisions of a round that need a clock, a disk or large numbers to come about."""
 
+import resource
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from fedchain_clients import attest
 from fedchain_proto import flowkeys
 from fedchain_proto import wire_pb2 as wire
 from fedchain_proto.errors import FedchainError, RuleError, UsageError
+from fedchain_proto.openfiles import ENOUGH
 from fedchain_proto.statements import Statement
 from fedchain_server import metrics
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
@@ -82,6 +84,21 @@ def test_ledger_whose_clock_is_behind_gets_the_weaker_word(
     strategy.start(deaf(world, 2), initial(), num_rounds=1)
     (out,) = strategy.rounds[0].exclusions
     assert out.reason == "client-overran"
+
+
+# ---------------------------------------------------------------- open files
+
+
+def test_round_asks_for_as_many_open_files_as_it_may_have(world: World) -> None:
+    """All updates of a round are mapped at once: the usual 1,024 would end a large one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        world.strategy().start(world.grid(), initial(), num_rounds=1)
+        raised, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert raised == (ENOUGH if hard == resource.RLIM_INFINITY else min(ENOUGH, hard))
 
 
 # ---------------------------------------------------------------- integer sums
