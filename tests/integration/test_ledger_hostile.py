@@ -1,6 +1,7 @@
 """Folders that somebody packed to harm who looks into them: one line or a finding, soon."""
 
 import json
+import os
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -80,3 +81,21 @@ def test_transaction_out_of_place_is_one_line(
     error = shell.fails("show", "--dir", copy, "--tx", recorded.update)
     assert "block 3" in error
     assert "ledger audit" in error
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("suffix", ["-journal", "-wal", "-shm"])
+def test_named_pipe_beside_a_database_is_a_finding(shell: Shell, copy: Path, suffix: str) -> None:
+    """SQLite would open it and wait for a writer; the audit says what it is, and goes on."""
+    os.mkfifo(copy / "ledger" / f"validator-2.db{suffix}")
+    whys = _whys(shell, copy)
+    assert f"validator-2.db{suffix} beside it is not a file" in whys
+    assert "validator-1" not in whys
+
+
+@pytest.mark.timeout(60)
+def test_genesis_that_is_a_named_pipe_is_one_line(shell: Shell, copy: Path) -> None:
+    """Nobody waits for whoever may one day write into it."""
+    (copy / "genesis.json").unlink()
+    os.mkfifo(copy / "genesis.json")
+    assert "not a genesis" in shell.fails("audit", "--dir", copy)

@@ -226,6 +226,11 @@ def open_reader(path: Path) -> Iterator[ChainReader]:
     """
     if not os.path.isfile(path):  # Unlike Path's: false where we may not look.
         raise UsageError(f"{path}: there is no ledger database here, or it is closed to us")
+    for suffix in ("-journal", "-wal", "-shm"):
+        beside = f"{path}{suffix}"
+        if os.path.lexists(beside) and not os.path.isfile(beside):
+            # SQLite would wait for ever for who writes into a named pipe.
+            raise damaged(path, f"{os.path.basename(beside)} beside it is not a file")
     try:
         reader = _reader(path, path, "mode=ro")
     except UsageError:
