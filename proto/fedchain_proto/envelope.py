@@ -84,7 +84,7 @@ def decode(raw: bytes) -> Signed:
         raise EvidenceError(f"an envelope of more than {MAX_ENVELOPE_BYTES} bytes")
     try:
         message = wire.Envelope.FromString(raw)
-    except DecodeError:
+    except (DecodeError, UnicodeDecodeError):  # the latter where protobuf is pure Python
         raise EvidenceError("not an envelope") from None
     payload_type, payload = message.payload_type, message.payload
     signatures = tuple((entry.key_id, entry.signature) for entry in message.signatures)

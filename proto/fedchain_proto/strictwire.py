@@ -39,7 +39,7 @@ def parse_strict(kind: type[M], raw: bytes) -> M:
     """
     try:
         message = kind.FromString(raw)
-    except DecodeError:
+    except (DecodeError, UnicodeDecodeError):  # the latter where protobuf is pure Python
         raise EvidenceError(f"not a {kind.DESCRIPTOR.name}") from None
     checks = _checks(kind.DESCRIPTOR)
     if checks:

@@ -1,5 +1,9 @@
 """Strict protobuf: one meaning per message, at every depth."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 from fedchain_proto import wire_pb2 as wire
 from fedchain_proto.errors import EvidenceError
@@ -130,6 +134,31 @@ def test_lenient_json_is_refused(raw: bytes) -> None:
         strict_json(raw, 100)
     with pytest.raises(EvidenceError):
         strict_json(b'{"x":[' + raw + b"]}", 100)
+
+
+NO_TEXT = """
+from fedchain_proto import wire_pb2 as wire
+from fedchain_proto.envelope import decode
+from fedchain_proto.errors import EvidenceError
+from fedchain_proto.strictwire import parse_strict
+for read in (lambda raw: parse_strict(wire.MemberRevoked, b"\\x12" + raw),
+             lambda raw: decode(b"\\x0a" + raw)):
+    for raw in (b"\\x02\\xff\\xfe", b"\\x03\\xed\\xa0\\x80", b"\\x02\\xc0\\x80"):
+        try:
+            read(raw)
+        except EvidenceError:
+            continue
+        raise SystemExit(f"read {raw!r}")
+"""
+
+
+@pytest.mark.parametrize("implementation", ["upb", "python"])
+def test_text_that_is_not_utf8_is_refused_by_every_protobuf(implementation: str) -> None:
+    """Where protobuf is pure Python it raises another error, which would halt a validator."""
+    environment = os.environ | {"PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": implementation}
+    command = [sys.executable, "-c", NO_TEXT]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_json_is_bounded_in_size_and_depth() -> None:
