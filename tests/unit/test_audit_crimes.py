@@ -8,12 +8,14 @@ from fedchain_ledger.core.rules.case import GRACE_MS
 from fedchain_proto import wire_pb2 as wire
 from fedchain_proto.blocks import Header
 from fedchain_proto.hashing import sha256
+from fedchain_proto.keys import possession
 
 from tests.unit.auditkit import audit_of, claim, findings, verdicts
 from tests.unit.chainkit import (
     ALICE,
     BOB,
     CAROL,
+    MODEL_0,
     MODEL_1,
     MODEL_2,
     SERVER,
@@ -42,6 +44,56 @@ def _forged(*said: Any, in_round: bool = True) -> Scribe:
 
 RUN = tx_id(WHO.run_opened())
 THREE = [WHO.update(RUN, name) for name in (ALICE, BOB, CAROL)]
+
+
+ABANDONED = WHO.closed(
+    RUN,
+    [],
+    model=MODEL_0,
+    excluded=[(name, b"", wire.REASON_CLIENT_FAILED) for name in (ALICE, BOB, CAROL)],
+)
+ABANDONED.outcome = wire.OUTCOME_ABANDONED
+ROUND_2 = WHO.round_opened(RUN, 2, MODEL_1)
+
+
+class _Story(Scribe):
+    """A chain that goes well up to its last block."""
+
+    def crime(self, said: Any) -> Scribe:
+        self.forge(said)
+        return self
+
+
+def _after_round(*said: Any) -> _Story:
+    """Round 1 is open, and then this was decided, a block each."""
+    story = _Story(WHO)
+    story.write(*WHO.admissions())
+    for one in (WHO.run_opened(), WHO.round_opened(RUN), *said):
+        story.write(one)
+    return story
+
+
+def _renamed(name: str) -> bytes:
+    """Admit another key under a name."""
+    said, chain_id, other = WHO.admitted(name), WHO.genesis.chain_id, key("new key")
+    said.public_key = other.public
+    said.possession = possession(other, chain_id, name, wire.ROLE_PARTICIPANT)
+    return WHO.seal(said)
+
+
+def _half_admitted() -> Scribe:
+    strict = Consortium(threshold=2)
+    scribe = Scribe(strict)
+    scribe.write(*strict.admissions())
+    scribe.forge(strict.seal(strict.admitted("mallory"), strict.admission_keys[0]))
+    return scribe
+
+
+def _between_runs() -> Scribe:
+    said = WHO.run_opened(nonce=b"another run's no")
+    other = tx_id(said)
+    story = _after_round(*THREE, said, WHO.round_opened(other))
+    return story.crime(WHO.closed(other, THREE))
 
 
 def _closing(close: wire.RoundClosed) -> Scribe:
@@ -130,6 +182,40 @@ CRIMES: dict[str, tuple[str, Callable[[], Scribe], str | None]] = {
         ALICE,
     ),
     "a second close": ("C11", _second_close, None),
+    "an update of a member revoked since the round opened": (
+        "C4",
+        lambda: _after_round(WHO.revoked(ALICE)).crime(THREE[0]),
+        ALICE,
+    ),
+    "a name admitted again after its revocation": (
+        "C10",
+        lambda: _after_round(WHO.revoked(ALICE)).crime(_renamed(ALICE)),
+        ALICE,
+    ),
+    "an admission by fewer keys than the threshold": ("C10", lambda: _half_admitted(), "mallory"),
+    "a round from what an abandoned round did not make": (
+        "C5",
+        lambda: _after_round(ABANDONED).crime(WHO.round_opened(RUN, 2, MODEL_1)),
+        None,
+    ),
+    "an update of the round before, counted again": (
+        "C8",
+        lambda: _after_round(*THREE, WHO.closed(RUN, THREE), ROUND_2).crime(
+            WHO.closed(RUN, THREE, 2, MODEL_1, MODEL_2)
+        ),
+        ALICE,
+    ),
+    "an update of another run, counted here": ("C8", lambda: _between_runs(), ALICE),
+    "a run ended with a model that it did not make": (
+        "C5",
+        lambda: _after_round(*THREE, WHO.closed(RUN, THREE)).crime(WHO.run_closed(RUN, 1, MODEL_2)),
+        None,
+    ),
+    "a round of a run that has ended": (
+        "C10",
+        lambda: _after_round(*THREE, WHO.closed(RUN, THREE), WHO.run_closed(RUN)).crime(ROUND_2),
+        None,
+    ),
     "bytes that are no envelope": ("C1", lambda: _forged(b"\x00\x01\x02"), None),
 }
 
