@@ -1,5 +1,6 @@
 """All validators in one process: starting, stopping, and what a caller learns when it cannot."""
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,9 @@ def embedded(folder: Path) -> EmbeddedLedger:
 
 
 def our_threads() -> list[str]:
+    for thread in threading.enumerate():
+        if thread.name.startswith("disk"):
+            thread.join(5.0)  # it has nothing to do any more, and ends in a moment
     names = (thread.name for thread in threading.enumerate() if thread.is_alive())
     return [name for name in names if name.startswith(("fedchain", "disk"))]
 
@@ -33,9 +37,6 @@ def our_threads() -> list[str]:
 @pytest.fixture(autouse=True)
 def no_thread_is_left() -> Iterator[None]:
     yield
-    for thread in threading.enumerate():
-        if thread.name.startswith("disk"):
-            thread.join(5.0)
     assert our_threads() == []
 
 
@@ -73,6 +74,19 @@ def test_many_threads_may_submit(tmp_path: Path) -> None:
     for name, receipt in answers.items():
         assert isinstance(receipt, VerifiedReceipt)
         assert getattr(receipt.statement, "name", None) == name
+
+
+def test_question_that_a_stop_overtakes_is_unavailable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread may stop the ledger between a look at it and the question: retry, no crash."""
+    ended = asyncio.new_event_loop()
+    ended.close()
+    ledger = embedded(tmp_path)
+    monkeypatch.setattr(ledger, "_loop", ended)
+    with pytest.raises(UnavailableError, match="stopped meanwhile"):
+        ledger.client().head()
+    monkeypatch.undo()
 
 
 def test_wrong_or_missing_key_is_refused(tmp_path: Path) -> None:

@@ -178,7 +178,12 @@ class EmbeddedLedger:
         loop = self._loop
         if loop is None:
             raise UnavailableError("the ledger does not run")
-        asked = asyncio.run_coroutine_threadsafe(self._ask(question), loop)
+        asking = self._ask(question)
+        try:
+            asked = asyncio.run_coroutine_threadsafe(asking, loop)
+        except RuntimeError:  # the loop has ended since we looked
+            asking.close()
+            raise UnavailableError("the ledger was stopped meanwhile") from None
         try:
             return asked.result(timeout_s)
         except concurrent.futures.TimeoutError:
