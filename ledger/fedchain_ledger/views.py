@@ -135,7 +135,7 @@ def history(reader: ChainReader, genesis: Genesis) -> View:
 
 def head_view(reader: ChainReader, height: int) -> View:
     """Name the head: its height and block id, the chain's own id at height 0."""
-    block_id = reader.chain_id if height == 0 else header_id(reader.block(height)[0])
+    block_id = reader.chain_id if height == 0 else header_id(reader.certified_header(height)[0])
     return {"height": height, "id": block_id.hex()}
 
 
@@ -245,7 +245,7 @@ def block_view(reader: ChainReader, genesis: Genesis, height: int) -> View:
 
 def receipt_view(reader: ChainReader, genesis: Genesis, stored: StoredTransaction) -> View:
     """Show a transaction with its block's header and certificate, and its receipt, in hex."""
-    header, _, certificate = reader.block(stored.height)
+    header, certificate = reader.certified_header(stored.height)
     decoded = _header(reader, stored.height, header)
     try:
         path = merkle.path_from_nodes(reader.node, stored.seq, decoded.log_size)
@@ -269,13 +269,13 @@ def round_view(
     transactions = []
     number = 0
     for item in stored:
-        header, _, certificate = reader.block(item.height)
-        time_ms = _header(reader, item.height, header).time_ms
+        if item.height not in blocks:
+            header, certificate = reader.certified_header(item.height)
+            blocks[item.height] = _block_head(reader, genesis, item.height, header, certificate)
+        time_ms = blocks[item.height]["header"]["time_ms"]
         entry = _entry(reader, item.seq, item.height, time_ms, item.envelope)
         number = getattr(entry.said, "round", number)
         transactions.append(transaction_view(entry, genesis))
-        if item.height not in blocks:
-            blocks[item.height] = _block_head(reader, genesis, item.height, header, certificate)
     closed = any(item["type"] == "round-closed" for item in transactions)
     return {
         "round": {

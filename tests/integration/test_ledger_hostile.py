@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fedchain_ledger.service.reading import ChainReader
 
 from tests.integration.test_ledger_cli import Recorded, Shell, copy, recorded, shell
 
@@ -99,3 +100,19 @@ def test_genesis_that_is_a_named_pipe_is_one_line(shell: Shell, copy: Path) -> N
     (copy / "genesis.json").unlink()
     os.mkfifo(copy / "genesis.json")
     assert "not a genesis" in shell.fails("audit", "--dir", copy)
+
+
+@pytest.mark.parametrize("what", ["--round", "--tx"])
+def test_showing_one_thing_reads_no_whole_block(
+    shell: Shell, recorded: Recorded, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a round of n updates in one block would cost n * n, to whoever looks at it."""
+
+    def whole(reader: ChainReader, height: int) -> tuple[bytes, list[bytes], bytes]:
+        raise AssertionError(f"block {height} was read whole")
+
+    monkeypatch.setattr(ChainReader, "block", whole)
+    name = f"{recorded.run}/1" if what == "--round" else recorded.update
+    status, out, err = shell("show", "--dir", recorded.folder, what, name)
+    assert (status, err) == (0, "")
+    assert recorded.update in out
