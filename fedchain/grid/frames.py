@@ -14,8 +14,8 @@ anything is allocated for them.
 
 import socket
 import struct
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Generator
+from itertools import accumulate, islice
 from typing import NamedTuple
 
 from fedchain_proto.errors import EvidenceError
@@ -93,11 +93,10 @@ class FrameReader:
     """Receives one frame of at most `limit_bytes`, into memory allocated once per part."""
 
     def __init__(self, limit_bytes: int) -> None:
-        self._limit = limit_bytes
-        self._part = bytearray(_PRELUDE.size)
-        self._filled = 0
-        self._steps = self._parse()
-        next(self._steps)
+        # The parser knows nothing of this object: a cycle would keep every reply until the
+        # garbage collector comes by.
+        self._parser = _parse(limit_bytes)
+        self._room = memoryview(next(self._parser))
 
     def read(self, sock: socket.socket) -> Frame | None:
         """Take what the socket has; the frame once it is whole, else None.
@@ -108,52 +107,52 @@ class FrameReader:
             OSError: The other side is gone.
         """
         while True:
-            while self._filled < len(self._part):
+            while self._room:
                 try:
-                    got = sock.recv_into(memoryview(self._part)[self._filled :])
+                    got = sock.recv_into(self._room)
                 except BlockingIOError:
                     return None
                 if not got:
                     raise EOFError
-                self._filled += got
-            step = next(self._steps)
-            if isinstance(step, Frame):
-                return step
-            self._part, self._filled = step, 0
+                self._room = self._room[got:]
+            try:
+                self._room = memoryview(next(self._parser))
+            except StopIteration as done:
+                frame: Frame = done.value
+                return frame
 
-    def _parse(self) -> Iterator[bytearray | Frame]:
-        """Turn each part, once filled, into the room for the next one; last, the frame."""
-        yield self._part
-        magic, meta_size, *counts = _PRELUDE.unpack(self._part)
-        content_head, content_count, state_head, state_count = counts
-        if magic != _MAGIC:
-            raise EvidenceError("what came is not a message")
-        if meta_size > _META_BYTES or max(content_head, state_head) > _HEAD_BYTES:
-            raise EvidenceError("the message's head is too long")
-        if content_count + state_count > _BUFFERS:
-            raise EvidenceError("the message has too many parts")
 
-        count = content_count + state_count
-        yield bytearray(8 * count + meta_size + content_head + state_head)
-        opening = bytes(self._part)
-        sizes = struct.unpack_from(f"<{count}Q", opening)
-        if sum(sizes) > self._limit:
-            raise EvidenceError(f"the message is larger than the {self._limit} bytes allowed")
-        meta_end = 8 * count + meta_size
+def _parse(limit_bytes: int) -> Generator[bytearray, None, Frame]:
+    """Ask for the parts of a frame, one after another, each to be filled before the next."""
+    prelude = bytearray(_PRELUDE.size)
+    yield prelude
+    magic, meta_size, *counts = _PRELUDE.unpack(prelude)
+    content_head, content_count, state_head, state_count = counts
+    count = content_count + state_count
+    if magic != _MAGIC:
+        raise EvidenceError("what came is not a message")
+    if meta_size > _META_BYTES or max(content_head, state_head) > _HEAD_BYTES:
+        raise EvidenceError("the message's head is too long")
+    if count > _BUFFERS:
+        raise EvidenceError("the message has too many parts")
 
-        yield self._room(sum(sizes))
-        body, end, buffers = memoryview(self._part), 0, []
-        for size in sizes:
-            buffers.append(bytes(body[end : end + size]))
-            end += size
-        yield Frame(
-            opening[8 * count : meta_end],
-            Packed(opening[meta_end : meta_end + content_head], tuple(buffers[:content_count])),
-            Packed(opening[meta_end + content_head :], tuple(buffers[content_count:])),
-        )
+    opening = bytearray(8 * count + meta_size + content_head + state_head)
+    yield opening
+    sizes = struct.unpack_from(f"<{count}Q", opening)
+    meta = bytes(opening[8 * count : 8 * count + meta_size])
+    heads = bytes(opening[8 * count + meta_size :])
+    if sum(sizes) > limit_bytes:
+        raise EvidenceError(f"the message is larger than the {limit_bytes} bytes allowed")
 
-    def _room(self, size: int) -> bytearray:
-        try:
-            return bytearray(size)
-        except MemoryError as error:
-            raise EvidenceError(f"no memory for a message of {size} bytes") from error
+    try:
+        body = bytearray(sum(sizes))
+    except MemoryError as error:
+        raise EvidenceError(f"no memory for a message of {sum(sizes)} bytes") from error
+    yield body
+    view, ends = memoryview(body), list(accumulate(sizes))
+    buffers = tuple(bytes(view[e - n : e]) for e, n in zip(ends, sizes, strict=True))
+    return Frame(
+        meta,
+        Packed(heads[:content_head], buffers[:content_count]),
+        Packed(heads[content_head:], buffers[content_count:]),
+    )

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Generator, Iterable, Sequence
+from contextlib import suppress
 from itertools import count
 from types import TracebackType
 from typing import Literal, Self
@@ -93,6 +94,7 @@ class InProcessGrid(Grid):
         if self._engine is not None:
             raise UsageError("this grid was started already")
         set_identity(self._run.run_id, SERVER_NODE_ID)
+        _preload()
         if self._use_processes():
             self._engine = ProcessEngine(
                 self._clients, workers=self._workers, timeout_s=self._timeout_s
@@ -241,6 +243,18 @@ class InProcessGrid(Grid):
             return make_message(metadata, outcome.content)
         reason = f"{call.node.participant}: {outcome.reason}"
         return make_message(metadata, Error(outcome.code, reason))
+
+
+def _preload() -> None:
+    """Load once, before the fork, what every worker would else load in its first call.
+
+    Loaded late, in a call, torch would escape that call's seed; and a program's first optimizer
+    makes torch import its compiler: seconds for each worker, and for each replacement of one.
+    """
+    with suppress(ImportError):
+        import torch
+
+        torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0).zero_grad()
 
 
 def _fork_obstacle() -> str:

@@ -23,7 +23,7 @@ from fedchain.grid.codec import Packed, unpack
 from fedchain.grid.engine import Batch, Call
 from fedchain.grid.frames import Frame, FrameReader, FrameWriter
 from fedchain.grid.outcome import FAILED, MALFORMED, OVERRAN, REFUSED, Outcome, clean
-from fedchain.grid.worker import NOTHING, Clients, request_frame, serve
+from fedchain.grid.worker import NOTHING, READY, Clients, request_frame, serve
 from fedchain.grid.zygote import NOT_STARTED, Zygote
 
 # A reply weighs about as much as its instruction; what goes far beyond is refused unread.
@@ -50,8 +50,9 @@ class _Task:
 class _Worker:
     token: int
     sock: socket.socket
-    task: _Task | None = None
+    ready: bool = False  # it has been forked and has said so
     ending: bool = False
+    task: _Task | None = None
 
 
 class ProcessEngine:
@@ -192,7 +193,7 @@ class ProcessEngine:
         """Give every idle worker a call, and stop the workers whose batch was cancelled."""
         with self._changed:
             for worker in list(self._workers.values()):
-                if worker.task is None and not worker.ending:
+                if worker.task is None and worker.ready and not worker.ending:
                     self._start_call(worker)
                 elif worker.task and worker.task.batch.cancelled and not worker.ending:
                     self._replace(worker, kill=True)
@@ -219,11 +220,8 @@ class ProcessEngine:
     def _on_event(self, worker: _Worker) -> None:
         """Send and receive what the worker's socket allows."""
         task = worker.task
-        if task is None:  # An idle worker has nothing to say: it died, or its client was a pest.
-            self._stillborn += 1
-            if self._stillborn > _MAX_STILLBORN:
-                raise UnavailableError("worker processes end before they are given any work")
-            self._replace(worker, kill=True)
+        if task is None:
+            self._on_idle_event(worker)
             return
         try:
             if not task.sent and task.writer.write(worker.sock):
@@ -237,6 +235,17 @@ class ProcessEngine:
         else:
             if reply is not None:
                 self._finish(worker, task, reply)
+
+    def _on_idle_event(self, worker: _Worker) -> None:
+        """Hear that a worker is there; else it died, or a client of its left a pest behind."""
+        with suppress(OSError):
+            if not worker.ready and worker.sock.recv(len(READY)) == READY:
+                worker.ready = True
+                return
+        self._stillborn += 1
+        if self._stillborn > _MAX_STILLBORN:
+            raise UnavailableError("worker processes end before they are given any work")
+        self._replace(worker, kill=True)
 
     def _finish(self, worker: _Worker, task: _Task, reply: Frame) -> None:
         """Judge a whole reply."""

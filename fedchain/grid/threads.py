@@ -36,27 +36,29 @@ class ThreadEngine:
     def submit(self, calls: Iterable[Call], *, held: int | None) -> Batch:
         """See `Engine.submit`; without a bound the calls are run here and now."""
         batch = Batch(deque(calls), held)
-        while held is None and (taken := self.take(batch, None)) is not None:
-            batch.ready.append(taken)
+        while held is None and batch.pending:
+            batch.ready.append(self._run(batch.pending.popleft(), None))
         return batch
 
     def take(self, batch: Batch, until: float | None) -> tuple[Call, Outcome] | None:
         """See `Engine.take`."""
-        if self._failure is not None:
-            raise self._failure
-        if batch.ready and not batch.pending:
+        if batch.ready:
             return batch.ready.popleft()
         if not batch.pending or (until is not None and time.monotonic() >= until):
             return None
-        call = batch.pending.popleft()
+        return self._run(batch.pending.popleft(), until)
+
+    def _run(self, call: Call, until: float | None) -> tuple[Call, Outcome]:
+        if self._failure is not None:
+            raise self._failure
         with _own_generators():
-            reply = self._run(call, until)
+            reply = self._reply(call, until)
         outcome, _ = read_reply(call, reply)
         if not outcome.code:
             self._states[call.node.node_id] = reply.state
         return call, outcome
 
-    def _run(self, call: Call, until: float | None) -> Frame:
+    def _reply(self, call: Call, until: float | None) -> Frame:
         request = request_frame(
             call.metadata, call.content, self._states.get(call.node.node_id, NOTHING)
         )

@@ -30,6 +30,8 @@ from fedchain.grid.seeding import call_seed, round_of, seed_everything
 
 NOTHING = Packed(b"[]", ())
 """An empty record dictionary, packed."""
+READY = b"R"
+"""What a worker says once, before it takes calls: time-outs count from when a client can start."""
 _ANY_SIZE = 1 << 40
 
 
@@ -145,6 +147,7 @@ def serve(clients: Clients, sock: socket.socket) -> NoReturn:
     """Answer requests from `sock` until the other side closes it; never returns."""
     os.dup2(2, 1)  # stdout belongs to the command's own output; clients may print to stderr.
     sys.stdout = sys.stderr
+    sock.sendall(READY)
     while True:
         try:
             request = FrameReader(_ANY_SIZE).read(sock)

@@ -155,12 +155,11 @@ class Zygote:
 def _run(control: socket.socket, serve: Callable[[socket.socket], NoReturn], server: int) -> None:
     """Be the zygote: detach from the terminal, then serve requests until the server is gone."""
     os.setsid()  # Ctrl-C is the server's to decide on.
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # A client that asks the user finds nobody.
     for name in _DEFAULT_SIGNALS:
         signal.signal(getattr(signal, name), signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # What a worker leaves behind becomes ours to kill.
-    with suppress(ImportError):
-        import torch  # noqa: F401  # loaded late, in a call, it would escape that call's seed
     gc.collect()
     gc.freeze()  # The collector would touch, and so copy, every page shared with the workers.
     nursery = _Nursery(control, serve)

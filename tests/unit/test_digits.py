@@ -1,5 +1,7 @@
 """The demo's data: who gets which images, and that the app is an ordinary Flower app."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch

@@ -1,5 +1,6 @@
 """What crosses between server and worker: it comes back equal, or it is refused."""
 
+import gc
 import json
 import socket
 import struct
@@ -212,6 +213,21 @@ def test_frames_cross_a_socket_that_takes_them_in_parts(
     assert receive(ours) == sent
     assert receive(ours) == sent
     sender.join()
+
+
+def test_a_reader_leaves_nothing_for_the_garbage_collector(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    """A reply's memory is free at once: forty megabytes that wait for a cycle's end pile up."""
+    ours, theirs = pair
+    gc.collect()
+    gc.disable()
+    try:
+        FrameWriter(Frame(b"{}", Packed(b"[]", (b"x",)), Packed(b"[]", ()))).write(theirs)
+        assert receive(ours).content.buffers == (b"x",)
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 def test_a_writer_waits_for_room(pair: tuple[socket.socket, socket.socket]) -> None:
