@@ -14,6 +14,8 @@ from fedchain_ledger.service.store import NewBlock, NewTransaction, Store
 from fedchain_proto import merkle
 from fedchain_proto.errors import FedchainError, UsageError
 
+from tests.permissions import BECOME_NOBODY, open_parents
+
 CHAIN = bytes(range(32))
 RUN = b"r" * 32
 
@@ -296,18 +298,16 @@ def test_reader_works_where_it_may_not_write(store: Store, tmp_path: Path, kille
         if not child.name.endswith("-shm"):
             (folder / child.name).write_bytes(child.read_bytes())
     program = (
-        "import os, sys, pathlib\n"
+        "import sys, pathlib\n"
         "from fedchain_ledger.service.reading import open_reader\n"
-        "if os.getuid() == 0:\n"
-        "    os.setuid(65534)\n"
+        f"{BECOME_NOBODY}"
         "with open_reader(pathlib.Path(sys.argv[1])) as reader:\n"
         "    print(reader.block(1)[1])\n"
     )
     for child in folder.iterdir():
         child.chmod(0o444)
     folder.chmod(0o555)
-    for parent in [*folder.parents][:3]:  # pytest's own folders are closed to others
-        parent.chmod(parent.stat().st_mode | 0o055)
+    open_parents(folder)
     before = sorted(child.name for child in folder.iterdir())
     result = subprocess.run(
         [sys.executable, "-c", program, str(folder / "validator-1.db")],

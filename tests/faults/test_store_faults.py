@@ -14,6 +14,8 @@ from fedchain_ledger.service.reading import open_reader
 from fedchain_ledger.service.store import NewBlock, NewTransaction, Store
 from fedchain_proto.errors import FedchainError, UsageError
 
+from tests.permissions import BECOME_NOBODY, open_parents
+
 CHAIN = bytes(range(32))
 
 
@@ -143,14 +145,12 @@ def test_folder_that_may_not_be_written_is_named(tmp_path: Path) -> None:
     folder = tmp_path / "closed"
     folder.mkdir()
     folder.chmod(0o555)
-    for parent in [*folder.parents][:3]:  # pytest's own folders are closed to others
-        parent.chmod(parent.stat().st_mode | 0o055)
+    open_parents(folder)
     program = (
-        "import os, sys, pathlib\n"
+        "import sys, pathlib\n"
         "from fedchain_ledger.service.store import Store\n"
         "from fedchain_proto.errors import UsageError\n"
-        "if os.getuid() == 0:\n"
-        "    os.setuid(65534)\n"
+        f"{BECOME_NOBODY}"
         "try:\n"
         "    Store(pathlib.Path(sys.argv[1]), bytes(32))\n"
         "except UsageError as error:\n"
