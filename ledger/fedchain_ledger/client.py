@@ -6,6 +6,7 @@ genesis here. Which wire it travels on is the transport's business.
 
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Protocol, TypeAlias
 
 from fedchain_proto import wire_pb2 as wire
@@ -176,10 +177,10 @@ class LedgerClient:
 
         Raises:
             UnavailableError: No answer in time.
-            EvidenceError: A receipt does not hold, or is not of that round.
+            EvidenceError: A receipt does not hold, is not of that round, or is out of order.
         """
         answers = self._transport.round_updates(run, round, timeout_s=timeout_s)
-        receipts = verify_receipts(answers, self.genesis)
+        receipts = self._in_log_order(answers)
         for receipt in receipts:
             said = receipt.statement
             if not isinstance(said, wire.UpdateSubmitted) or (said.run, said.round) != (run, round):
@@ -193,13 +194,21 @@ class LedgerClient:
 
         Raises:
             UnavailableError: No answer in time.
-            EvidenceError: A receipt does not hold, or is of another kind of statement.
+            EvidenceError: A receipt does not hold, is of another kind of statement, or is out of
+                order: an admission told after its revocation would undo it.
         """
         answers = self._transport.members(timeout_s=timeout_s)
-        receipts = verify_receipts(answers, self.genesis)
+        receipts = self._in_log_order(answers)
         for receipt in receipts:
             if not isinstance(receipt.statement, wire.MemberAdmitted | wire.MemberRevoked):
                 raise EvidenceError("asked for the members, got something else")
+        return receipts
+
+    def _in_log_order(self, answers: Sequence[bytes]) -> list[VerifiedReceipt]:
+        """Verify receipts and, since each proves its place in the log, their order."""
+        receipts = verify_receipts(answers, self.genesis)
+        if any(one.leaf_index >= next_.leaf_index for one, next_ in pairwise(receipts)):
+            raise EvidenceError("a validator's receipts are not in the order of the log")
         return receipts
 
     def head(self, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> tuple[int, bytes]:

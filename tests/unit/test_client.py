@@ -216,6 +216,22 @@ def test_members_are_admissions_and_revocations(ledger: Ledger, client: LedgerCl
         client.members()
 
 
+@pytest.mark.parametrize("told", ["reversed", "twice"])
+def test_receipts_out_of_order_are_refused(ledger: Ledger, client: LedgerClient, told: str) -> None:
+    """Each receipt proves its place: no validator lets somebody in again by telling it last."""
+    client.submit(CONSORTIUM.admissions())
+    client.submit([CONSORTIUM.seal(CONSORTIUM.revoked(BOB))])
+    honest = list(ledger.receipts.items())
+    ledger.receipts = dict(reversed(honest))
+    if told == "twice":
+        ledger.receipts = {**dict(honest), b"once more": honest[0][1]}
+    with pytest.raises(EvidenceError, match="order of the log"):
+        client.members()
+    ledger.updates = list(ledger.receipts.values())
+    with pytest.raises(EvidenceError, match="order of the log"):
+        client.round_updates(bytes(32), 1)
+
+
 def test_head_is_certified(ledger: Ledger, client: LedgerClient) -> None:
     """The head is the genesis, or a header with its own certificate; nothing else is believed."""
     assert client.head() == (0, CONSORTIUM.genesis.chain_id)
