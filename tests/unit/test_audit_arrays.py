@@ -201,12 +201,13 @@ def test_withheld_model_fails_aggregation(folder: ArtifactFolder, which: str) ->
     assert "withheld" in finding.why
 
 
-def test_auditor_out_of_file_handles_accuses_nobody(folder: ArtifactFolder) -> None:
-    """That this process may open no more files is no evidence against anybody: it cannot look."""
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM, errno.EACCES, errno.EPERM])
+def test_auditor_who_may_not_look_accuses_nobody(folder: ArtifactFolder, number: int) -> None:
+    """That this process may open no more files, or not this one, convicts nobody of withholding."""
     training = Training(folder, rounds=1)
 
     def exhausted(digest: bytes) -> ArtifactFile:
-        raise UnavailableError("too many open files") from OSError(errno.EMFILE, "")
+        raise UnavailableError("it cannot be opened") from OSError(number, "")
 
     with pytest.raises(UnavailableError):
         audit([training.scribe.source()], WHO.genesis, artifacts=exhausted, depth="full")

@@ -19,7 +19,7 @@ from fedchain_ledger.core.report import Notebook
 from fedchain_ledger.core.state import CommittedUpdate, Round, Run
 
 _BY_ARRAYS = reasons.PROVEN - {wire.REASON_SILENT}
-_OUR_OWN_LIMITS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_OUR_OWN_LIMITS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,8 @@ class ArrayAudit:
         notebook: Gets findings and counts.
 
     Raises (every method):
-        UnavailableError: This process may open no more files (ulimit -n) or map no more memory.
+        UnavailableError: This process may open no more files (ulimit -n), map no more memory, or
+            not read a file that is there.
     """
 
     def __init__(self, artifacts: ArtifactReader, notebook: Notebook) -> None:
