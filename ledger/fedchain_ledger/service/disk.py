@@ -25,11 +25,16 @@ class Disk:
         self.path = path
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"disk-{path.stem}")
         self._store: Store | None = None
+        self._closed = False
 
     async def open(self, chain_id: bytes) -> None:
         """Open the database; errors as in `Store`."""
         loop = asyncio.get_running_loop()
-        self._store = await loop.run_in_executor(self._thread, Store, self.path, chain_id)
+        await loop.run_in_executor(self._thread, self._open, chain_id)
+
+    def _open(self, chain_id: bytes) -> None:
+        # Kept by the thread itself: whoever waits for it may have been cancelled.
+        self._store = Store(self.path, chain_id)
 
     async def call(
         self, function: Callable[Concatenate[Store, P], T], *args: P.args, **kwargs: P.kwargs
@@ -40,15 +45,20 @@ class Disk:
             UnavailableError: The database is closed.
         """
         store = self._store
-        if store is None:
+        if store is None or self._closed:
             raise UnavailableError(f"{self.path.stem}: the database is closed")
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, lambda: function(store, *args, **kwargs))
 
     async def close(self) -> None:
         """Close the database, after the calls that are under way; a second call does nothing."""
-        store, self._store = self._store, None
-        if store is not None:
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._thread, store.close)
-        self._thread.shutdown(wait=False)
+        if self._closed:
+            return
+        self._closed = True
+        closing = asyncio.get_running_loop().run_in_executor(self._thread, self._close)
+        self._thread.shutdown(wait=False)  # after what it has been given
+        await closing
+
+    def _close(self) -> None:
+        if self._store is not None:
+            self._store.close()
