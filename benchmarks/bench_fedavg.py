@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from fedchain_server import fedavg
 
 try:

@@ -10,6 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fedchain.federation import Federation
+    from fedchain.launch import launch
+    from fedchain.run import Run
     from fedchain_clients import attest
     from fedchain_ledger.core.report import Report
     from fedchain_proto.errors import (
@@ -21,10 +24,6 @@ if TYPE_CHECKING:
     )
     from fedchain_proto.statements import Policy
     from fedchain_server import ExclusionRecord, LedgerFedAvg, RoundRecord, UpdateRecord
-
-    from fedchain.federation import Federation
-    from fedchain.launch import launch
-    from fedchain.run import Run
 
 __version__ = "0.1.0"
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from fedchain_ledger import cli as ledger
-from fedchain_ledger.console import run_cli
 
 from fedchain import __version__
+from fedchain_ledger import cli as ledger
+from fedchain_ledger.console import run_cli
 
 app = typer.Typer(
     name="fedchain",

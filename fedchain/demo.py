@@ -8,19 +8,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedchain_proto.errors import UsageError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.progress import TimeElapsedColumn as Elapsed
 from rich.table import Table
 
 from fedchain.naming import participant_names, validator_names
+from fedchain_proto.errors import UsageError
 
 if TYPE_CHECKING:
+    from fedchain.run import Run
     from fedchain_ledger.core.report import Report
     from fedchain_server import RoundRecord
-
-    from fedchain.run import Run
 
 ALPHA = 0.5
 VISIBLE_ROUNDS = 12  # Bars kept on the screen; older ones give way.

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from fedchain_proto.errors import UsageError
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from sklearn.datasets import load_digits
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
 from fedchain.grid.seeding import call_seed
+from fedchain_proto.errors import UsageError
 
 CLASSES = 10
 TEST_SHARE = 0.2

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from fedchain.naming import participant_names, validator_names
+from fedchain.workdir import Workdir, check_free
 from fedchain_clients.home import OwnerHome
 from fedchain_ledger.client import LedgerClient
 from fedchain_ledger.service.embedded import EmbeddedLedger
@@ -23,9 +25,6 @@ from fedchain_proto.keys import SigningKey, possession, save_key
 from fedchain_proto.statements import seal_statement
 from fedchain_proto.trust import Genesis, Validator, make_genesis, validator_possession
 from fedchain_server import LedgerFedAvg
-
-from fedchain.naming import participant_names, validator_names
-from fedchain.workdir import Workdir, check_free
 
 AGGREGATOR = "aggregator"
 OPERATOR = "embedded"  # One party runs every validator here, under one operator's name.

@@ -5,11 +5,6 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from fedchain_clients import attest
-from fedchain_proto.errors import UsageError
-from fedchain_proto.statements import Policy
-from fedchain_server import RoundRecord
-from fedchain_server.fedavg import resolve_device
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.clientapp import ClientApp
 
@@ -18,6 +13,11 @@ from fedchain.federation import Federation
 from fedchain.grid import InProcessGrid, NodeSpec
 from fedchain.naming import check_count
 from fedchain.run import Run
+from fedchain_clients import attest
+from fedchain_proto.errors import UsageError
+from fedchain_proto.statements import Policy
+from fedchain_server import RoundRecord
+from fedchain_server.fedavg import resolve_device
 
 MAX_ROUNDS = 100_000
 MAX_WORKERS = 1024

@@ -8,8 +8,9 @@ from fedchain_ledger.core.report import Report
 from fedchain_ledger.offline import audit_folder
 
 if TYPE_CHECKING:
-    from fedchain_server import RoundRecord
     from flwr.app import ArrayRecord
+
+    from fedchain_server import RoundRecord
 
 
 @dataclass(frozen=True)

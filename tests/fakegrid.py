@@ -3,12 +3,12 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from fedchain_proto import flowkeys
-from fedchain_proto.errors import FedchainError
 from flwr.app import Context, Error, Message, Metadata, RecordDict
 from flwr.serverapp import Grid
 
 from fedchain._flower import Run, empty_run, make_message, set_identity
+from fedchain_proto import flowkeys
+from fedchain_proto.errors import FedchainError
 
 Client = Callable[[Message, Context], Message]
 

@@ -14,7 +14,6 @@ from fedchain_proto.errors import EvidenceError, RuleError
 from fedchain_proto.keys import SigningKey, possession
 from fedchain_proto.receipts import VerifiedReceipt, make_receipt, verify_receipt
 from fedchain_proto.statements import Statement, parse
-
 from tests.builders import CREATED_MS, certify, key, make_test_genesis, sealed
 
 Refuse = Callable[[Statement], RuleError | EvidenceError | None]

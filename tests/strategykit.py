@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+
 from fedchain_clients import OwnerHome, attest
 from fedchain_proto import flowkeys
 from fedchain_proto import wire_pb2 as wire
 from fedchain_proto.artifact import ArtifactFolder
 from fedchain_proto.statements import Policy, Statement
 from fedchain_server import LedgerFedAvg, RoundRecord
-from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
-
 from tests.fakegrid import Client, FakeGrid
 from tests.fakeledger import FakeLedger, member_key
 

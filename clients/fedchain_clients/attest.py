@@ -9,6 +9,9 @@ the genesis in the owner's folder. Every refusal is an error in plain words, and
 from collections.abc import Callable
 from contextvars import ContextVar
 
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+
+from fedchain_clients.home import OwnerHome, home_of
 from fedchain_proto import flowkeys
 from fedchain_proto import wire_pb2 as wire
 from fedchain_proto.digest import model_digest
@@ -19,9 +22,6 @@ from fedchain_proto.names import printable
 from fedchain_proto.npy import read_arrays
 from fedchain_proto.receipts import verify_receipt
 from fedchain_proto.statements import parse, seal_statement
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
-
-from fedchain_clients.home import OwnerHome, home_of
 
 # An app may list the mod itself and the Grid may wrap it once more: the inner one stands aside.
 _ACTIVE: ContextVar[bool] = ContextVar("fedchain_attest_active", default=False)

@@ -16,13 +16,12 @@ from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
+from fedchain_clients.journal import Journal
 from fedchain_proto.errors import EvidenceError, RuleError, UsageError
 from fedchain_proto.flowkeys import NODE_CONFIG_HOME
 from fedchain_proto.keys import SigningKey, load_key, save_key
 from fedchain_proto.names import check_name
 from fedchain_proto.trust import Genesis
-
-from fedchain_clients.journal import Journal
 
 PASSPHRASE = "FEDCHAIN_PASSPHRASE"  # noqa: S105 - the variable's name, not a secret
 _GENESIS, _NAME, _KEY = "genesis.json", "name", "participant.key"

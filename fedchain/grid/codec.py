@@ -17,8 +17,9 @@ from io import BytesIO
 from typing import Any, NamedTuple
 
 import numpy as np
-from fedchain_proto.errors import EvidenceError
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from fedchain_proto.errors import EvidenceError
 
 _NPY = "numpy.ndarray"  # Flower's name for an array that is stored as .npy
 _NPY_HEADER_BYTES = 4096

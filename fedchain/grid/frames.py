@@ -18,9 +18,8 @@ from collections.abc import Generator
 from itertools import accumulate, islice
 from typing import NamedTuple
 
-from fedchain_proto.errors import EvidenceError
-
 from fedchain.grid.codec import Packed
+from fedchain_proto.errors import EvidenceError
 
 _MAGIC = b"FCG1"
 _PRELUDE = struct.Struct("<4s5I")

@@ -14,7 +14,6 @@ from itertools import count
 from types import TracebackType
 from typing import Literal, Self
 
-from fedchain_proto.errors import UsageError
 from flwr.app import DEFAULT_TTL, Error, Message, Metadata, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
@@ -28,6 +27,7 @@ from fedchain.grid.outcome import OVERRAN, Outcome
 from fedchain.grid.processes import ProcessEngine
 from fedchain.grid.threads import ThreadEngine
 from fedchain.grid.worker import Clients
+from fedchain_proto.errors import UsageError
 
 Mode = Literal["auto", "process", "thread"]
 

@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fedchain_proto.errors import UsageError
 from flwr.app import UserConfigValue
+
+from fedchain_proto.errors import UsageError
 
 SERVER_NODE_ID = 0
 

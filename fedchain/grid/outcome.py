@@ -5,8 +5,9 @@ Above Flower's own codes (0 to 8 in flwr 1.41), so that neither is mistaken for 
 
 from dataclasses import dataclass
 
-from fedchain_proto.names import printable
 from flwr.app import RecordDict
+
+from fedchain_proto.names import printable
 
 FAILED = 1001
 """The client raised, exited, crashed or was killed."""

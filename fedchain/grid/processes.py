@@ -17,14 +17,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
-from fedchain_proto.errors import EvidenceError, FedchainError, UnavailableError
-
 from fedchain.grid.codec import Packed, unpack
 from fedchain.grid.engine import Batch, Call
 from fedchain.grid.frames import Frame, FrameReader, FrameWriter
 from fedchain.grid.outcome import FAILED, MALFORMED, OVERRAN, REFUSED, Outcome, clean
 from fedchain.grid.worker import NOTHING, READY, Clients, request_frame, serve
 from fedchain.grid.zygote import NOT_STARTED, Zygote
+from fedchain_proto.errors import EvidenceError, FedchainError, UnavailableError
 
 # A reply weighs about as much as its instruction; what goes far beyond is refused unread.
 _REPLY_FACTOR = 8

@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
-from fedchain_proto.errors import FedchainError, UnavailableError
 
 from fedchain.grid.codec import Packed
 from fedchain.grid.engine import Batch, Call
@@ -22,6 +21,7 @@ from fedchain.grid.frames import Frame
 from fedchain.grid.outcome import Outcome
 from fedchain.grid.processes import read_reply
 from fedchain.grid.worker import NOTHING, Clients, answer, request_frame
+from fedchain_proto.errors import FedchainError, UnavailableError
 
 
 class ThreadEngine:

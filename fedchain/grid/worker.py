@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from functools import partial, reduce
 from typing import NoReturn
 
-from fedchain_proto.errors import EvidenceError, RuleError
 from flwr.app import Context, Message, Metadata
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable, Mod
@@ -27,6 +26,7 @@ from fedchain.grid.frames import Frame, FrameReader, FrameWriter
 from fedchain.grid.nodes import NodeSpec
 from fedchain.grid.outcome import FAILED, MALFORMED, REFUSED, clean
 from fedchain.grid.seeding import call_seed, round_of, seed_everything
+from fedchain_proto.errors import EvidenceError, RuleError
 
 NOTHING = Packed(b"[]", ())
 """An empty record dictionary, packed."""

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from fedchain_proto.errors import UsageError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fedchain_ledger import views
@@ -17,6 +16,7 @@ from fedchain_ledger.console import note_line, output, print_json, stderr_consol
 from fedchain_ledger.offline import audit_folder, load_genesis, open_best
 from fedchain_ledger.render import show_history, show_tree
 from fedchain_ledger.service.reading import ChainReader, StoredTransaction
+from fedchain_proto.errors import UsageError
 
 app = typer.Typer(
     name="ledger",

@@ -12,10 +12,11 @@ from typing import Any
 
 import click
 import typer
-from fedchain_proto.errors import EvidenceError, FedchainError, RuleError
-from fedchain_proto.names import printable
 from rich.console import Console
 from rich.text import Text
+
+from fedchain_proto.errors import EvidenceError, FedchainError, RuleError
+from fedchain_proto.names import printable
 
 HOLDS = 0
 DOES_NOT_HOLD = 1

@@ -9,15 +9,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import cast
 
+from fedchain_ledger.core.audit import ChainSource, Progress, audit
+from fedchain_ledger.core.report import Depth, Report
+from fedchain_ledger.service.reading import ChainReader, open_reader
 from fedchain_proto.artifact import ArtifactFolder
 from fedchain_proto.errors import FedchainError, UsageError
 from fedchain_proto.hashing import short
 from fedchain_proto.openfiles import allow_open_files
 from fedchain_proto.trust import Genesis
-
-from fedchain_ledger.core.audit import ChainSource, Progress, audit
-from fedchain_ledger.core.report import Depth, Report
-from fedchain_ledger.service.reading import ChainReader, open_reader
 
 GENESIS = "genesis.json"
 ARTIFACTS = "artifacts"

@@ -8,6 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from google.protobuf.descriptor import EnumDescriptor
+from google.protobuf.message import Message
+
+from fedchain_ledger.service.reading import ChainReader, StoredTransaction
 from fedchain_proto import merkle, reasons
 from fedchain_proto import wire_pb2 as wire
 from fedchain_proto.blocks import Certificate, Header, header_id
@@ -17,10 +21,6 @@ from fedchain_proto.hashing import digest_text
 from fedchain_proto.receipts import make_receipt
 from fedchain_proto.statements import Statement, parse
 from fedchain_proto.trust import Genesis
-from google.protobuf.descriptor import EnumDescriptor
-from google.protobuf.message import Message
-
-from fedchain_ledger.service.reading import ChainReader, StoredTransaction
 
 View: TypeAlias = dict[str, Any]
 

@@ -18,7 +18,6 @@ from fedchain_proto.keys import SigningKey
 from fedchain_proto.receipts import VerifiedReceipt
 from fedchain_proto.statements import NONCE_SIZE, Policy, Statement, payload_type, seal_statement
 from fedchain_proto.trust import Genesis
-
 from fedchain_server.settlement import Outcome, Settlement
 
 ABORT_TIMEOUT_S = 5.0  # An abort is on the way out: better an open round than a hung command.

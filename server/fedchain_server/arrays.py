@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from flwr.app import Array, ArrayRecord
+
 from fedchain_proto.digest import Arrays, model_digest
 from fedchain_proto.errors import FedchainError
 from fedchain_proto.npy import STYPE, read_arrays, write_npy
-from flwr.app import Array, ArrayRecord
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,14 @@ import logging
 import secrets
 from collections.abc import Callable, Iterable, Mapping
 
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
 from fedchain_proto import flowkeys
 from fedchain_proto.errors import EvidenceError, FedchainError
 from fedchain_proto.flowrecords import NONCE_SIZE, hello_preimage
 from fedchain_proto.keys import verify
 from fedchain_proto.names import is_name, printable
-from flwr.app import ConfigRecord, Message, RecordDict
-from flwr.serverapp import Grid
 
 HELLO_TIMEOUT_S = 60.0
 ATTEMPTS = 3  # of one node; a node that keeps failing must not cost every round a time-out

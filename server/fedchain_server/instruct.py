@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from flwr.app import ConfigRecord, Message, RecordDict
+
 from fedchain_proto import flowkeys
 from fedchain_proto.errors import UsageError
 from fedchain_proto.flowrecords import message_instruction
-from flwr.app import ConfigRecord, Message, RecordDict
-
 from fedchain_server.arrays import Model
 
 

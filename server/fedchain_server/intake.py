@@ -13,6 +13,8 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from threading import BoundedSemaphore
 
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+
 from fedchain_proto import flowkeys
 from fedchain_proto import wire_pb2 as wire
 from fedchain_proto.artifact import ArtifactFolder
@@ -25,8 +27,6 @@ from fedchain_proto.keys import key_id
 from fedchain_proto.names import printable
 from fedchain_proto.npy import read_arrays
 from fedchain_proto.statements import parse
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-
 from fedchain_server.metrics import only_metrics
 from fedchain_server.rounds import Refusal
 

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
+
 from fedchain_proto import wire_pb2 as wire
 from fedchain_proto.artifact import ArtifactFile, ArtifactFolder
 from fedchain_proto.average import RULE, check_weights
@@ -20,7 +21,6 @@ from fedchain_proto.hashing import digest_text
 from fedchain_proto.names import printable
 from fedchain_proto.openfiles import allow_open_files
 from fedchain_proto.receipts import VerifiedReceipt
-
 from fedchain_server.arrays import Model
 from fedchain_server.intake import MAX_DETAIL, Candidate, Intake
 from fedchain_server.rounds import Refusal, RoundRecord, UpdateRecord

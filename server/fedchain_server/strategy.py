@@ -13,6 +13,10 @@ from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from typing import Any
 
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg, Result
+
 from fedchain_proto import wire_pb2 as wire
 from fedchain_proto.artifact import ArtifactFile, ArtifactFolder
 from fedchain_proto.average import MemoryArrays, check_averageable, check_update
@@ -20,10 +24,6 @@ from fedchain_proto.digest import Arrays
 from fedchain_proto.errors import FedchainError, RuleError, UsageError
 from fedchain_proto.keys import SigningKey
 from fedchain_proto.statements import MAX_ROUND, Policy
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg, Result
-
 from fedchain_server import metrics
 from fedchain_server.anchoring import Ledger, RunAnchor
 from fedchain_server.arrays import Model, copy_record

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from fedchain_ledger.core.effects import JournalEntry
 from fedchain_ledger.service.reading import StoredTransaction, open_reader
 from fedchain_ledger.service.store import NewBlock, NewTransaction, Store
 from fedchain_proto import merkle
 from fedchain_proto.errors import FedchainError, UsageError
-
 from tests.permissions import BECOME_NOBODY, open_parents
 
 CHAIN = bytes(range(32))

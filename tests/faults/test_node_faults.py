@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from fedchain_ledger.core.audit import audit
 from fedchain_ledger.offline import open_sources
 from fedchain_ledger.service.embedded import EmbeddedLedger
 from fedchain_proto.receipts import VerifiedReceipt
-
 from tests.unit.chainkit import Consortium
 from tests.unit.nodekit import QUICK, clock
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch  # noqa: F401  # once, here, rather than in every zygote
-from fedchain_proto.errors import RuleError, UsageError
 from flwr.app import (
     Array,
     ArrayRecord,
@@ -26,6 +25,7 @@ from flwr.serverapp.strategy import FedAvg
 from fedchain import digits
 from fedchain.grid import FAILED, OVERRAN, REFUSED, InProcessGrid, NodeSpec
 from fedchain.grid.inprocess import Mode
+from fedchain_proto.errors import RuleError, UsageError
 from tests.gridkit import ENOUGH_S, VICTIM, app_of, echo, grid_of, instructions, metric, play, sleep
 
 

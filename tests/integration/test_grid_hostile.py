@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch  # noqa: F401  # once, here, rather than in every zygote
-from fedchain_proto.errors import FedchainError
 from flwr.app import (
     Array,
     ArrayRecord,
@@ -27,6 +26,7 @@ from flwr.app import (
 )
 
 from fedchain.grid import FAILED, MALFORMED, OVERRAN
+from fedchain_proto.errors import FedchainError
 from tests.gridkit import (
     ENOUGH_S,
     VICTIM,

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch  # noqa: F401  # once, here, rather than in every zygote
-from fedchain_proto.errors import UnavailableError, UsageError
 
+from fedchain_proto.errors import UnavailableError, UsageError
 from tests.gridkit import (
     app_of,
     echo,

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
+
 from fedchain_ledger.cli import app
 from fedchain_ledger.client import LedgerClient
 from fedchain_ledger.console import run_cli
@@ -23,7 +24,6 @@ from fedchain_proto.digest import model_digest
 from fedchain_proto.errors import RuleError, UnavailableError, UsageError
 from fedchain_proto.receipts import VerifiedReceipt, verify_receipt
 from fedchain_proto.statements import Statement
-
 from tests.unit.chainkit import ALICE, BOB, CAROL, Consortium, tx_id
 from tests.unit.nodekit import clock
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fedchain_ledger.service.reading import ChainReader
 
+from fedchain_ledger.service.reading import ChainReader
 from tests.integration.test_ledger_cli import Recorded, Shell, copy, recorded, shell
 
 __all__ = ["copy", "recorded", "shell"]  # fixtures

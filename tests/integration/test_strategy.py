@@ -7,11 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fedchain_proto import flowkeys
-from fedchain_proto import wire_pb2 as wire
-from fedchain_proto.errors import FedchainError, UnavailableError, UsageError
-from fedchain_proto.hashing import parse_digest
-from fedchain_server import LedgerFedAvg
 from flwr.app import (
     Array,
     ArrayRecord,
@@ -22,6 +17,11 @@ from flwr.app import (
 )
 from flwr.serverapp import Grid
 
+from fedchain_proto import flowkeys
+from fedchain_proto import wire_pb2 as wire
+from fedchain_proto.errors import FedchainError, UnavailableError, UsageError
+from fedchain_proto.hashing import parse_digest
+from fedchain_server import LedgerFedAvg
 from tests.strategykit import NAMES, World, initial
 
 

@@ -6,13 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fedchain_clients import OwnerHome
-from fedchain_proto import flowkeys
-from fedchain_proto import wire_pb2 as wire
-from fedchain_proto.envelope import decode
-from fedchain_proto.errors import RuleError
-from fedchain_proto.keys import SigningKey
-from fedchain_proto.statements import Policy, Statement, parse, seal_statement
 from flwr.app import (
     Array,
     ConfigRecord,
@@ -22,6 +15,13 @@ from flwr.app import (
     RecordDict,
 )
 
+from fedchain_clients import OwnerHome
+from fedchain_proto import flowkeys
+from fedchain_proto import wire_pb2 as wire
+from fedchain_proto.envelope import decode
+from fedchain_proto.errors import RuleError
+from fedchain_proto.keys import SigningKey
+from fedchain_proto.statements import Policy, Statement, parse, seal_statement
 from tests.fakegrid import Client
 from tests.strategykit import Attack, World, honest, initial
 

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
+from flwr.app import Context, Message
+
 from fedchain_clients import OwnerHome, attest
 from fedchain_proto import flowkeys
 from fedchain_proto import wire_pb2 as wire
 from fedchain_proto.errors import RuleError
 from fedchain_proto.receipts import VerifiedReceipt
-from flwr.app import Context, Message
-
 from tests.fakegrid import Client
 from tests.fakeledger import member_key
 from tests.strategykit import NAMES, Mod, World, initial

@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message
+
+from fedchain.federation import Federation
+from fedchain.grid import InProcessGrid, NodeSpec
 from fedchain_clients import OwnerHome, attest
 from fedchain_ledger.offline import audit_folder
 from fedchain_ledger.service.reading import open_reader
@@ -17,10 +21,6 @@ from fedchain_proto.envelope import decode
 from fedchain_proto.errors import RuleError
 from fedchain_proto.statements import Policy, parse, seal_statement
 from fedchain_server import LedgerFedAvg
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message
-
-from fedchain.federation import Federation
-from fedchain.grid import InProcessGrid, NodeSpec
 from tests import tiny
 
 Attack = Callable[[wire.UpdateSubmitted], None]

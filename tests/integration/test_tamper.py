@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+import fedchain
 from fedchain_proto.blocks import Certificate
 from fedchain_proto.hashing import parse_digest
 from fedchain_proto.wire_pb2 import Envelope
-
-import fedchain
 from tests import tiny
 
 Edit = Callable[[sqlite3.Connection], int]

@@ -31,7 +31,6 @@ from fedchain_ledger.core.timing import Timing
 from fedchain_proto import wire_pb2 as wire
 from fedchain_proto.keys import SigningKey
 from fedchain_proto.trust import ValidatorSet
-
 from tests.sim.toy import CHAIN_ID, START_MS, Stored, ToyApplication, ToyStore, toy_keys, toy_set
 
 DELAY_MS = 10

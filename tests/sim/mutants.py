@@ -28,7 +28,6 @@ from fedchain_ledger.core.votebook import COMMIT, PREPARE, PROPOSAL, ROUND_CHANG
 from fedchain_proto import trust
 from fedchain_proto.blocks import Certificate
 from fedchain_proto.errors import EvidenceError
-
 from tests.sim import test_scenarios as scenarios
 from tests.sim.simulator import simulate
 from tests.sim.toy import ToyApplication

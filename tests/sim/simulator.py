@@ -16,7 +16,6 @@ from fedchain_ledger.core.consensus import Core
 from fedchain_ledger.core.effects import Decide, Effect
 from fedchain_ledger.core.timing import Timing
 from fedchain_proto.trust import ValidatorSet
-
 from tests.sim.engine import Node, Policy, World
 from tests.sim.liar import Liar
 from tests.sim.toy import CHAIN_ID, Stored, fast_signatures

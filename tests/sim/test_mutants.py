@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 import pytest
-from fedchain_ledger.core.consensus import HaltError
 
+from fedchain_ledger.core.consensus import HaltError
 from tests.sim.mutants import MUTANTS, Mutant
 
 CASES = [(mutant, killer) for mutant in MUTANTS for killer in mutant.killers]

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from fedchain_ledger.core import messages
 from fedchain_ledger.core.votebook import COMMIT, PREPARE
 from fedchain_proto import wire_pb2 as wire
-
 from tests.sim.engine import Node, Policy, World
 
 Drop = Callable[[int, int, wire.ConsensusMessage], bool]

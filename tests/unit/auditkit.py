@@ -2,7 +2,6 @@
 
 from fedchain_ledger.core.audit import audit
 from fedchain_ledger.core.report import ClaimResult, Finding, Report
-
 from tests.unit.chainkit import Scribe
 
 

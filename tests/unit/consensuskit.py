@@ -29,7 +29,6 @@ from fedchain_ledger.core.votebook import COMMIT, PREPARE, PROPOSAL, ROUND_CHANG
 from fedchain_proto import wire_pb2 as wire
 from fedchain_proto.blocks import Certificate, header_id
 from fedchain_proto.votes import sign_vote
-
 from tests.sim.toy import CHAIN_ID, START_MS, ToyApplication, ToyStore, toy_keys, toy_set
 
 TX = b"a transaction"

@@ -11,7 +11,6 @@ from fedchain_ledger.service.node import Node
 from fedchain_ledger.service.transport import InProcessHub
 from fedchain_proto.receipts import VerifiedReceipt, verify_receipt
 from fedchain_proto.statements import Statement
-
 from tests.unit.chainkit import MODEL_0, SHARED, START_MS, Consortium, tx_id
 
 T = TypeVar("T")

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
 
+from google.protobuf.message import Message
+
 from fedchain_ledger.core import policy
 from fedchain_ledger.core.policy import CONTRACT, GRACE_MS
 from fedchain_ledger.core.rules.case import Case
@@ -19,8 +21,6 @@ from fedchain_proto.hashing import sha256
 from fedchain_proto.keys import SigningKey
 from fedchain_proto.statements import Statement
 from fedchain_proto.votes import sign_vote
-from google.protobuf.message import Message
-
 from tests.unit.chainkit import (
     ALICE,
     BOB,

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
+from hypothesis import given
+from hypothesis import strategies as st
+
 from fedchain_proto import artifact
 from fedchain_proto.artifact import ArtifactFile, ArtifactFolder, write_artifact
 from fedchain_proto.digest import DTYPES, Array, model_digest, structure
 from fedchain_proto.errors import EvidenceError, RuleError, UnavailableError, UsageError
-from hypothesis import given
-from hypothesis import strategies as st
-
 from tests.unit.test_digest import ARRAYS, model
 
 DATA = bytes(range(24))

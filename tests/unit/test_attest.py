@@ -6,6 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+
+from fedchain._flower import set_identity
 from fedchain_clients import OwnerHome, attest
 from fedchain_proto import flowkeys
 from fedchain_proto import wire_pb2 as wire
@@ -16,9 +19,6 @@ from fedchain_proto.flowrecords import hello_preimage, message_instruction
 from fedchain_proto.keys import verify
 from fedchain_proto.npy import read_arrays
 from fedchain_proto.statements import parse
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
-
-from fedchain._flower import set_identity
 from tests.builders import make_test_genesis
 from tests.fakeledger import FakeLedger, member_key
 

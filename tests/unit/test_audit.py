@@ -5,7 +5,6 @@ from fedchain_ledger.core.claims import CLAIMS, LIMITS
 from fedchain_ledger.core.report import MAX_FINDINGS
 from fedchain_ledger.core.rules.case import GRACE_MS
 from fedchain_proto import wire_pb2 as wire
-
 from tests.unit.auditkit import audit_of, claim, findings, verdicts
 from tests.unit.chainkit import (
     ALICE,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from fedchain_ledger.core.audit import audit
 from fedchain_ledger.core.report import Report
 from fedchain_proto import average
@@ -15,7 +16,6 @@ from fedchain_proto.artifact import ArtifactFile, ArtifactFolder
 from fedchain_proto.average import MemoryArrays
 from fedchain_proto.digest import Arrays
 from fedchain_proto.errors import UnavailableError
-
 from tests.unit.auditkit import claim, findings, verdicts
 from tests.unit.chainkit import ALICE, BOB, CAROL, Consortium, Scribe, tx_id
 

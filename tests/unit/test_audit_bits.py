@@ -4,10 +4,10 @@ Nothing is raised, whatever a bit turned into.
 """
 
 import pytest
-from fedchain_ledger.core.audit import audit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedchain_ledger.core.audit import audit
 from tests.unit.auditkit import findings
 from tests.unit.chainkit import Consortium, MemorySource, trained
 

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
 from fedchain_ledger.core.rules.case import GRACE_MS
 from fedchain_proto import wire_pb2 as wire
 from fedchain_proto.blocks import Header
 from fedchain_proto.hashing import sha256
 from fedchain_proto.keys import possession
-
 from tests.unit.auditkit import audit_of, claim, findings, verdicts
 from tests.unit.chainkit import (
     ALICE,

@@ -3,11 +3,11 @@
 from typing import Any
 
 import pytest
+
 from fedchain_ledger.core.audit import audit
 from fedchain_ledger.core.report import MAX_FINDINGS
 from fedchain_proto.blocks import Header
 from fedchain_proto.errors import FedchainError, UsageError
-
 from tests.unit.auditkit import audit_of, claim, findings, verdicts
 from tests.unit.chainkit import (
     ALICE,

@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from fedchain_proto import average
 from fedchain_proto import wire_pb2 as wire
 from fedchain_proto.artifact import ArtifactFile, write_artifact
 from fedchain_proto.average import MAX_EXAMPLES, MemoryArrays, TensorSource, weighted_mean
 from fedchain_proto.digest import DTYPES, Array
 from fedchain_proto.errors import RuleError
-from hypothesis import given
-from hypothesis import strategies as st
-
 from tests.unit.test_vectors_numbers import reference_mean, reference_sum
 
 FLOATS = ["F16", "F32", "F64"]

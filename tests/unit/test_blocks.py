@@ -4,6 +4,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from fedchain_proto.blocks import (
     HEADER_SIZE,
     MAX_CERTIFICATE_BYTES,
@@ -17,9 +20,6 @@ from fedchain_proto.errors import EvidenceError, UsageError
 from fedchain_proto.hashing import sha256
 from fedchain_proto.votes import NO_BLOCK, preimage
 from fedchain_proto.wire_pb2 import VOTE_TYPE_COMMIT, VOTE_TYPE_PREPARE
-from hypothesis import given
-from hypothesis import strategies as st
-
 from tests.builders import certify, make_test_genesis
 
 GENESIS, KEYS, _ = make_test_genesis(4)

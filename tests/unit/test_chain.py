@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+
 from fedchain_ledger.core.application import Application
 from fedchain_ledger.core.blockrules import CLOCK_MS, BodyError, IrreproducibleError
 from fedchain_ledger.core.chain import Chain
@@ -14,7 +15,6 @@ from fedchain_proto.blocks import Certificate, Header
 from fedchain_proto.envelope import seal
 from fedchain_proto.errors import EvidenceError, FedchainError, RuleError, UsageError
 from fedchain_proto.hashing import sha256
-
 from tests.unit.chainkit import (
     ALICE,
     BOB,

@@ -1,6 +1,7 @@
 """What waits for a block: who is let in, in which order, how much, and who is told no."""
 
 import pytest
+
 from fedchain_ledger.core.chain import Chain
 from fedchain_ledger.core.pool import PoolLimits
 from fedchain_ledger.core.rules.case import GRACE_MS
@@ -8,7 +9,6 @@ from fedchain_ledger.core.verification import ForgeryError, VerificationCache, v
 from fedchain_proto import wire_pb2 as wire
 from fedchain_proto.blocks import MAX_BLOCK_TRANSACTIONS, Certificate, Header
 from fedchain_proto.errors import EvidenceError, FedchainError, RuleError, UnavailableError
-
 from tests.unit.chainkit import (
     ALICE,
     BOB,

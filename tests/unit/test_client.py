@@ -3,13 +3,13 @@
 from collections.abc import Callable, Sequence
 
 import pytest
+
 from fedchain_ledger.client import LedgerClient, Refusal
 from fedchain_proto import merkle
 from fedchain_proto import wire_pb2 as wire
 from fedchain_proto.blocks import Certificate
 from fedchain_proto.errors import EvidenceError, RuleError, UnavailableError
 from fedchain_proto.receipts import VerifiedReceipt, make_receipt
-
 from tests.unit.chainkit import ALICE, BOB, MODEL_0, Consortium, Scribe, tx_id
 
 CONSORTIUM = Consortium()

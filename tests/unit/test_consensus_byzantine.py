@@ -3,6 +3,9 @@
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from fedchain_ledger.core import messages
 from fedchain_ledger.core.consensus import HaltError
 from fedchain_ledger.core.effects import Accuse
@@ -12,9 +15,6 @@ from fedchain_proto import wire_pb2 as wire
 from fedchain_proto.blocks import Header, header_id
 from fedchain_proto.errors import EvidenceError
 from fedchain_proto.votes import check_vote, decode_vote, sign_vote
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from tests.sim.engine import World
 from tests.sim.toy import CHAIN_ID, toy_keys
 from tests.unit.consensuskit import (

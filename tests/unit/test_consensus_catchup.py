@@ -1,11 +1,11 @@
 """R6: resending, tips, and blocks for those who lag; bounded per peer."""
 
 import pytest
+
 from fedchain_ledger.core import messages
 from fedchain_ledger.core.effects import Send
 from fedchain_ledger.core.peers import MAX_WINDOW
 from fedchain_ledger.core.votebook import COMMIT, PREPARE, ROUND_CHANGE
-
 from tests.sim.engine import Node, Policy, World
 from tests.unit.consensuskit import Bench, decisions, sent, sent_messages, served
 

@@ -10,7 +10,6 @@ from fedchain_ledger.core.votebook import PREPARE
 from fedchain_proto import wire_pb2 as wire
 from fedchain_proto.statements import seal_statement
 from fedchain_proto.votes import sign_vote
-
 from tests.unit.chainkit import SHARED, START_MS, Consortium
 
 

@@ -3,12 +3,12 @@
 from dataclasses import replace
 
 import pytest
+
 from fedchain_ledger.core import messages
 from fedchain_ledger.core.consensus import HaltError
 from fedchain_ledger.core.effects import FOR_EVER, JournalEntry, JournalType, Send
 from fedchain_ledger.core.signing import Journal
 from fedchain_ledger.core.votebook import COMMIT, PREPARE, PROPOSAL, ROUND_CHANGE
-
 from tests.sim.engine import Node, Policy, World
 from tests.sim.toy import toy_keys
 from tests.unit.consensuskit import (

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 import pytest
+
 from fedchain_ledger.core import messages
 from fedchain_ledger.core.votebook import COMMIT, PREPARE, ROUND_CHANGE
 from fedchain_proto import wire_pb2 as wire
-
 from tests.unit.consensuskit import Bench, refusals, sent, sent_messages
 
 # ------------------------------------------------------------------ R1: what a later round accepts

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 import pytest
+
 from fedchain_ledger.core import messages
 from fedchain_ledger.core.effects import Decide, Effect, JournalType, Persist, Send
 from fedchain_ledger.core.timing import SLOT_HEIGHTS, Timing
 from fedchain_ledger.core.votebook import COMMIT, PREPARE, PROPOSAL
 from fedchain_proto.blocks import header_id
 from fedchain_proto.errors import UsageError
-
 from tests.sim.engine import Policy, World
 from tests.sim.toy import CHAIN_ID, START_MS
 from tests.unit.consensuskit import (

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+
 from fedchain_ledger.core import messages
 from fedchain_ledger.core.consensus import HaltError
 from fedchain_ledger.core.effects import Decide, JournalEntry, JournalType, Persist, Send
@@ -14,7 +15,6 @@ from fedchain_ledger.core.votebook import COMMIT, PREPARE, PROPOSAL, ROUND_CHANG
 from fedchain_proto import wire_pb2 as wire
 from fedchain_proto.blocks import Certificate
 from fedchain_proto.errors import EvidenceError
-
 from tests.unit.consensuskit import TX, Bench, decisions, refusals, sent, sent_messages, served
 
 ROW = JournalEntry(1, 0, JournalType.PREPARE, b"row")

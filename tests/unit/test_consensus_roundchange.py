@@ -2,7 +2,6 @@
 
 from fedchain_ledger.core.votebook import COMMIT, PREPARE, PROPOSAL, ROUND_CHANGE
 from fedchain_proto.blocks import header_id
-
 from tests.unit.consensuskit import (
     Bench,
     Lock,

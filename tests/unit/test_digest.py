@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fedchain_proto import digest, merkle
-from fedchain_proto.digest import CHUNK_BYTES, DTYPES, Array, model_digest
-from fedchain_proto.errors import EvidenceError, RuleError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from fedchain_proto import digest, merkle
+from fedchain_proto.digest import CHUNK_BYTES, DTYPES, Array, model_digest
+from fedchain_proto.errors import EvidenceError, RuleError
 from tests.unit.test_vectors_numbers import reference_model_digest
 
 TRANSPOSED = np.arange(700 * 600, dtype=np.float64).reshape(700, 600).T

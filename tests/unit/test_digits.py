@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fedchain_proto.errors import UsageError
 from flwr.app import (
     ArrayRecord,
     ConfigRecord,
@@ -19,6 +18,7 @@ from flwr.app import (
 from fedchain import digits
 from fedchain._flower import make_message
 from fedchain.plot import save_learning_curve
+from fedchain_proto.errors import UsageError
 
 LABELS = digits.training_examples().labels.numpy()
 

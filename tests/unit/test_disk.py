@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from fedchain_ledger.service import disk as disk_module
 from fedchain_ledger.service.disk import Disk
 from fedchain_ledger.service.store import Store

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from fedchain_ledger.service.embedded import EmbeddedLedger
 from fedchain_ledger.service.store import NewBlock, Store
 from fedchain_proto.errors import FedchainError, UnavailableError, UsageError
 from fedchain_proto.keys import SigningKey
 from fedchain_proto.receipts import VerifiedReceipt
-
 from tests.unit.chainkit import Consortium
 from tests.unit.nodekit import QUICK, clock
 

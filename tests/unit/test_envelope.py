@@ -3,6 +3,9 @@
 from collections.abc import Callable
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from fedchain_proto import wire_pb2 as wire
 from fedchain_proto.envelope import (
     MAX_ENVELOPE_BYTES,
@@ -16,9 +19,6 @@ from fedchain_proto.envelope import (
 from fedchain_proto.errors import EvidenceError, UsageError
 from fedchain_proto.hashing import sha256
 from fedchain_proto.keys import SigningKey
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from tests.builders import key
 
 KIND = "application/vnd.fedchain.test.v1+proto"

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from fedchain_proto import average
 from fedchain_proto.artifact import ArtifactFile, write_artifact
 from fedchain_proto.average import MAX_EXAMPLES, MemoryArrays, TensorSource
 from fedchain_proto.digest import DTYPES, Array
 from fedchain_proto.errors import FedchainError, RuleError
 from fedchain_server import fedavg
-
 from tests.unit.test_average import (
     FAMILIES,
     FLOATS,

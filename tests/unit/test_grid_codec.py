@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fedchain_proto.errors import EvidenceError
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +18,7 @@ from hypothesis.extra import numpy as hnp
 from fedchain.grid.codec import Packed, pack, unpack
 from fedchain.grid.frames import Frame, FrameReader, FrameWriter
 from fedchain.grid.outcome import REASON_CHARS, clean
+from fedchain_proto.errors import EvidenceError
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 FLOATS = st.floats(allow_nan=False)

@@ -4,12 +4,12 @@ import os
 from pathlib import Path
 
 import pytest
+
 from fedchain_clients.home import PASSPHRASE, OwnerHome, home_of
 from fedchain_clients.journal import Journal
 from fedchain_proto import wire_pb2 as wire
 from fedchain_proto.errors import RuleError, UsageError
 from fedchain_proto.flowkeys import NODE_CONFIG_HOME
-
 from tests.builders import key, make_test_genesis, sealed
 
 CHAIN, RUN = bytes(32), bytes([7] * 32)

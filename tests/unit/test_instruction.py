@@ -3,10 +3,11 @@
 from typing import Any
 
 import pytest
-from fedchain_proto.errors import RuleError
-from fedchain_proto.instruction import ConfigValue, instruction_digest
 from hypothesis import given
 from hypothesis import strategies as st
+
+from fedchain_proto.errors import RuleError
+from fedchain_proto.instruction import ConfigValue, instruction_digest
 
 INTEGERS = st.integers(-(2**63), 2**63 - 1)
 SCALARS: list[st.SearchStrategy[Any]] = [

@@ -7,17 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fedchain_proto import flowkeys
-from fedchain_proto import wire_pb2 as wire
-from fedchain_proto.artifact import ArtifactFolder
-from fedchain_proto.average import MemoryArrays
-from fedchain_proto.digest import model_digest
-from fedchain_proto.envelope import decode, seal
-from fedchain_proto.errors import EvidenceError, UsageError
-from fedchain_proto.keys import SigningKey
-from fedchain_proto.npy import read_arrays, read_npy, write_npy
-from fedchain_proto.statements import seal_statement
-from fedchain_server.intake import Intake, RoundFacts
 from flwr.app import (
     Array,
     ArrayRecord,
@@ -30,6 +19,17 @@ from flwr.app import (
 )
 
 from fedchain._flower import make_message
+from fedchain_proto import flowkeys
+from fedchain_proto import wire_pb2 as wire
+from fedchain_proto.artifact import ArtifactFolder
+from fedchain_proto.average import MemoryArrays
+from fedchain_proto.digest import model_digest
+from fedchain_proto.envelope import decode, seal
+from fedchain_proto.errors import EvidenceError, UsageError
+from fedchain_proto.keys import SigningKey
+from fedchain_proto.npy import read_arrays, read_npy, write_npy
+from fedchain_proto.statements import seal_statement
+from fedchain_server.intake import Intake, RoundFacts
 from tests.fakeledger import member_key
 
 ALICE, BOB, EVE = member_key(1), member_key(2), member_key(3)

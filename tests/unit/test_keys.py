@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
 from fedchain_proto import keys
 from fedchain_proto.errors import EvidenceError, UsageError
 from fedchain_proto.keys import (
@@ -19,7 +20,6 @@ from fedchain_proto.keys import (
     verify,
     verify_possession,
 )
-
 from tests.builders import key
 
 CHAIN = bytes(range(32))

@@ -5,11 +5,12 @@ from dataclasses import replace
 
 import pymerkle  # type: ignore[import-untyped]  # ships no types
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
 from fedchain_proto import merkle
 from fedchain_proto.errors import EvidenceError
 from fedchain_proto.merkle import Frontier, NodeReader
-from hypothesis import assume, given
-from hypothesis import strategies as st
 
 ENTRIES = [bytes([i]) * (i % 5) for i in range(80)]
 LEAVES = [merkle.leaf_hash(entry) for entry in ENTRIES]

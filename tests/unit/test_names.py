@@ -1,10 +1,11 @@
 """Names and untrusted text: what is let in, and how the rest is shown."""
 
 import pytest
-from fedchain_proto.errors import RuleError
-from fedchain_proto.names import check_name, check_text, is_name, is_text, printable
 from hypothesis import given
 from hypothesis import strategies as st
+
+from fedchain_proto.errors import RuleError
+from fedchain_proto.names import check_name, check_text, is_name, is_text, printable
 
 
 @pytest.mark.parametrize("name", ["a", "0", "client-00", "a.b_c-d", "x" * 63])

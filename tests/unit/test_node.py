@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+
 from fedchain_ledger.core import messages
 from fedchain_ledger.core.effects import JournalEntry
 from fedchain_ledger.service.node import MAX_SUBMISSION, Node, NodeState
@@ -23,7 +24,6 @@ from fedchain_proto.errors import (
 from fedchain_proto.hashing import sha256
 from fedchain_proto.receipts import verify_receipt
 from fedchain_proto.votes import sign_vote
-
 from tests.unit.chainkit import ALICE, BOB, CAROL
 from tests.unit.nodekit import Cluster, play, until
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from fedchain_ledger.offline import audit_folder
 from fedchain_proto.artifact import ArtifactFolder
 from fedchain_proto.errors import UnavailableError, UsageError
 from fedchain_proto.openfiles import ENOUGH, allow_open_files
-
 from tests.unit.chainkit import Consortium
 
 LOW = 256

@@ -3,11 +3,11 @@
 from collections import Counter
 
 import pytest
+
 from fedchain_ledger.core import policy
 from fedchain_ledger.core.policy import CONTRACT, GRACE_MS, ViolationError
 from fedchain_proto import wire_pb2 as wire
 from fedchain_proto.envelope import decode
-
 from tests.unit.chainkit import (
     ALICE,
     BOB,

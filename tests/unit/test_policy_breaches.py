@@ -5,12 +5,12 @@ nobody breaks here fails the suite.
 """
 
 import pytest
+
 from fedchain_ledger.core import policy
 from fedchain_ledger.core.policy import CONTRACT, GRACE_MS, ViolationError
 from fedchain_ledger.core.state import ChainState
 from fedchain_proto import wire_pb2 as wire
 from fedchain_proto.envelope import decode
-
 from tests.unit.chainkit import (
     ALICE,
     BOB,

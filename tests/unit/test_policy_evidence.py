@@ -1,6 +1,7 @@
 """Evidence convicts who said two things, and nobody else."""
 
 import pytest
+
 from fedchain_ledger.core import policy
 from fedchain_ledger.core.policy import ViolationError
 from fedchain_ledger.core.state import ChainState
@@ -8,7 +9,6 @@ from fedchain_proto import wire_pb2 as wire
 from fedchain_proto.envelope import Signed, decode, seal
 from fedchain_proto.keys import SigningKey
 from fedchain_proto.statements import Statement, payload_type
-
 from tests.unit.chainkit import (
     ALICE,
     BOB,

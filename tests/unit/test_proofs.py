@@ -1,6 +1,7 @@
 """Receipts of a block just decided: from the peaks before it and the nodes that it completes."""
 
 import pytest
+
 from fedchain_ledger.service.proofs import Decided, peak_nodes
 from fedchain_proto import merkle
 

@@ -4,6 +4,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from fedchain_proto import merkle
 from fedchain_proto import wire_pb2 as wire
 from fedchain_proto.blocks import NO_CERTIFICATE, Certificate, Header, tx_root
@@ -11,9 +14,6 @@ from fedchain_proto.envelope import pae, seal
 from fedchain_proto.errors import EvidenceError, UsageError
 from fedchain_proto.receipts import MAX_RECEIPT_BYTES, make_receipt, verify_receipt, verify_receipts
 from fedchain_proto.votes import sign_vote
-from hypothesis import given
-from hypothesis import strategies as st
-
 from tests.builders import certify, key, make_test_genesis, sealed
 
 GENESIS, KEYS, ADMISSION = make_test_genesis(4)

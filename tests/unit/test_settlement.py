@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+
 from fedchain_clients import attest
 from fedchain_proto import flowkeys
 from fedchain_proto import wire_pb2 as wire
@@ -15,8 +17,6 @@ from fedchain_proto.errors import FedchainError, RuleError, UsageError
 from fedchain_proto.openfiles import ENOUGH
 from fedchain_proto.statements import Statement
 from fedchain_server import metrics
-from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
-
 from tests.fakegrid import Client, FakeGrid
 from tests.strategykit import World, initial
 

@@ -3,6 +3,9 @@
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from fedchain_ledger.core.state import (
     ChainState,
     CommittedUpdate,
@@ -16,9 +19,6 @@ from fedchain_proto import merkle
 from fedchain_proto import wire_pb2 as wire
 from fedchain_proto.hashing import sha256
 from fedchain_proto.keys import key_id
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from tests.unit.chainkit import MODEL_0, MODEL_1, Consortium, key
 
 GENESIS = Consortium().genesis

@@ -4,6 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from google.protobuf.message import Message
+from hypothesis import given
+from hypothesis import strategies as st
+
 from fedchain_proto import reasons
 from fedchain_proto import wire_pb2 as wire
 from fedchain_proto.envelope import decode
@@ -17,10 +21,6 @@ from fedchain_proto.statements import (
     payload_type,
     seal_statement,
 )
-from google.protobuf.message import Message
-from hypothesis import given
-from hypothesis import strategies as st
-
 from tests.builders import key
 
 CHAIN, RUN, MODEL, OTHER, TX = (bytes([i]) * 32 for i in range(1, 6))

@@ -5,13 +5,13 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from fedchain_proto import wire_pb2 as wire
 from fedchain_proto.errors import EvidenceError
 from fedchain_proto.strictjson import strict_json
 from fedchain_proto.strictwire import parse_strict
-from hypothesis import given
-from hypothesis import strategies as st
-
 from tests.builders import make_test_genesis
 
 

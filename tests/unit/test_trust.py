@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nacl import bindings
+
 from fedchain_proto.errors import EvidenceError, UsageError
 from fedchain_proto.hashing import sha256
 from fedchain_proto.keys import verify
@@ -19,10 +23,6 @@ from fedchain_proto.trust import (
     make_genesis,
     validator_possession,
 )
-from hypothesis import given
-from hypothesis import strategies as st
-from nacl import bindings
-
 from tests.builders import CREATED_MS, key, make_test_genesis
 
 

@@ -16,6 +16,7 @@ from unittest.mock import patch
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
 from fedchain_proto import merkle
 from fedchain_proto import wire_pb2 as wire
 from fedchain_proto.blocks import NO_CERTIFICATE, Certificate, Header, tx_root
@@ -26,7 +27,6 @@ from fedchain_proto.receipts import make_receipt, verify_receipt
 from fedchain_proto.statements import Statement, parse, payload_type, seal_statement
 from fedchain_proto.trust import Genesis, validator_possession
 from fedchain_proto.votes import check_vote, decode_vote, preimage, sign_vote
-
 from tests.builders import certify, key, make_test_genesis
 
 FILE = Path(__file__).parents[1] / "vectors" / "evidence.json"

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from fedchain_proto import average, digest, merkle
 from fedchain_proto.artifact import ArtifactFile, write_artifact
 from fedchain_proto.digest import DTYPES, Array

@@ -4,12 +4,12 @@ import struct
 from typing import Any
 
 import pytest
-from fedchain_proto import wire_pb2 as wire
-from fedchain_proto.errors import EvidenceError, UsageError
-from fedchain_proto.votes import NO_BLOCK, check_vote, decode_vote, preimage, sign_vote
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedchain_proto import wire_pb2 as wire
+from fedchain_proto.errors import EvidenceError, UsageError
+from fedchain_proto.votes import NO_BLOCK, check_vote, decode_vote, preimage, sign_vote
 from tests.builders import make_test_genesis
 
 GENESIS, KEYS, _ = make_test_genesis(4)

@@ -8,15 +8,14 @@ import errno
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from fedchain_ledger.core.report import Notebook
+from fedchain_ledger.core.state import CommittedUpdate, Round, Run
 from fedchain_proto import average, reasons
 from fedchain_proto import wire_pb2 as wire
 from fedchain_proto.artifact import ArtifactFile, ArtifactReader
 from fedchain_proto.digest import model_digest
 from fedchain_proto.errors import EvidenceError, FedchainError, RuleError, UnavailableError
 from fedchain_proto.hashing import short
-
-from fedchain_ledger.core.report import Notebook
-from fedchain_ledger.core.state import CommittedUpdate, Round, Run
 
 _BY_ARRAYS = reasons.PROVEN - {wire.REASON_SILENT}
 _OUR_OWN_LIMITS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM)

@@ -10,17 +10,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, get_args
 
-from fedchain_proto.artifact import ArtifactReader
-from fedchain_proto.errors import FedchainError, UsageError
-from fedchain_proto.hashing import short
-from fedchain_proto.names import printable
-from fedchain_proto.trust import Genesis
-
 from fedchain_ledger.core.arrays import ArrayAudit
 from fedchain_ledger.core.claims import CLAIMS, NOTHING, REPLAYED, Claim
 from fedchain_ledger.core.replay import RawBlock, Replay
 from fedchain_ledger.core.report import ClaimResult, Depth, Notebook, Report
 from fedchain_ledger.core.rounds import RoundAudit, open_rounds
+from fedchain_proto.artifact import ArtifactReader
+from fedchain_proto.errors import FedchainError, UsageError
+from fedchain_proto.hashing import short
+from fedchain_proto.names import printable
+from fedchain_proto.trust import Genesis
 
 # A database of which so many blocks cannot be read is not read further.
 _MAX_UNREADABLE = 100

@@ -7,6 +7,8 @@ that a damaged part does not hide the next. A validator takes the first complain
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from fedchain_ledger.core.state import ChainState
+from fedchain_ledger.core.verification import ForgeryError
 from fedchain_proto import merkle
 from fedchain_proto.blocks import (
     FIRST_HEIGHT,
@@ -19,9 +21,6 @@ from fedchain_proto.blocks import (
 from fedchain_proto.errors import EvidenceError, FedchainError
 from fedchain_proto.hashing import short
 from fedchain_proto.trust import Genesis
-
-from fedchain_ledger.core.state import ChainState
-from fedchain_ledger.core.verification import ForgeryError
 
 # A new block's time may differ by so much from a validator's clock.
 CLOCK_MS = 5_000

@@ -10,6 +10,11 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from fedchain_ledger.core import blockrules, policy
+from fedchain_ledger.core.blockrules import BodyError, IrreproducibleError, Problem
+from fedchain_ledger.core.pool import Pool, PoolLimits, WaitingRoom
+from fedchain_ledger.core.state import ChainState
+from fedchain_ledger.core.verification import VerificationCache, Verified, verify
 from fedchain_proto import merkle
 from fedchain_proto import wire_pb2 as wire
 from fedchain_proto.blocks import (
@@ -24,12 +29,6 @@ from fedchain_proto.errors import EvidenceError, FedchainError, RuleError, Usage
 from fedchain_proto.hashing import short
 from fedchain_proto.keys import key_id
 from fedchain_proto.trust import Genesis, ValidatorSet
-
-from fedchain_ledger.core import blockrules, policy
-from fedchain_ledger.core.blockrules import BodyError, IrreproducibleError, Problem
-from fedchain_ledger.core.pool import Pool, PoolLimits, WaitingRoom
-from fedchain_ledger.core.state import ChainState
-from fedchain_ledger.core.verification import VerificationCache, Verified, verify
 
 Node = tuple[int, int, bytes]
 """(level, index, hash) of a finished subtree of the log, as merkle.NodeReader names them."""

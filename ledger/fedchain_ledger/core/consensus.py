@@ -12,12 +12,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from fedchain_proto import wire_pb2 as wire
-from fedchain_proto.blocks import Certificate, header_id
-from fedchain_proto.errors import EvidenceError, FedchainError
-from fedchain_proto.keys import SigningKey
-from fedchain_proto.votes import check_vote
-
 from fedchain_ledger.core import messages
 from fedchain_ledger.core.application import Application
 from fedchain_ledger.core.effects import (
@@ -40,6 +34,11 @@ from fedchain_ledger.core.roundchange import check_body
 from fedchain_ledger.core.signing import HaltError, Voice
 from fedchain_ledger.core.timing import Timing
 from fedchain_ledger.core.votebook import COMMIT, PREPARE, ROUND_CHANGE
+from fedchain_proto import wire_pb2 as wire
+from fedchain_proto.blocks import Certificate, header_id
+from fedchain_proto.errors import EvidenceError, FedchainError
+from fedchain_proto.keys import SigningKey
+from fedchain_proto.votes import check_vote
 
 __all__ = ["Core", "HaltError", "Status"]
 

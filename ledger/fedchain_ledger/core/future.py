@@ -8,9 +8,8 @@ Nothing here is verified; a peer fills nobody's place but its own.
 
 from __future__ import annotations
 
-from fedchain_proto import wire_pb2 as wire
-
 from fedchain_ledger.core.votebook import PROPOSAL
+from fedchain_proto import wire_pb2 as wire
 
 AHEAD = 8  # heights above the tip that votes are kept for
 MAX_VOTE_MESSAGE_BYTES = 1 << 16  # a round change with a large block waits for its resend

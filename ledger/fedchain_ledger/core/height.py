@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from fedchain_proto import wire_pb2 as wire
-from fedchain_proto.trust import ValidatorSet
-
 from fedchain_ledger.core.roundchange import Lock
 from fedchain_ledger.core.votebook import VoteBook
+from fedchain_proto import wire_pb2 as wire
+from fedchain_proto.trust import ValidatorSet
 
 MAX_SEEN = 3  # blocks kept only because COMMITs for them may come
 MAX_VERIFIED = 1 << 14

@@ -8,15 +8,14 @@ that it serves. A rule may rely on those before it; the first that is broken spe
 from collections import Counter
 from typing import Any, Final
 
-from fedchain_proto import wire_pb2 as wire
-from fedchain_proto.envelope import Signed
-from fedchain_proto.errors import RuleError
-from fedchain_proto.statements import Statement
-
 from fedchain_ledger.core.rules import closes, evidence, members, runs, updates
 from fedchain_ledger.core.rules.case import GRACE_MS, Case, Complaint, Rule, has_passed
 from fedchain_ledger.core.rules.evidence import evidence_key
 from fedchain_ledger.core.state import ChainState, CommittedUpdate, Member, Round, Run, RunRules
+from fedchain_proto import wire_pb2 as wire
+from fedchain_proto.envelope import Signed
+from fedchain_proto.errors import RuleError
+from fedchain_proto.statements import Statement
 
 __all__ = ["CONTRACT", "GRACE_MS", "Rule", "ViolationError", "apply", "check", "has_passed"]
 

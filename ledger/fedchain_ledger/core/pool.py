@@ -9,9 +9,8 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
-from fedchain_proto.errors import RuleError, UnavailableError
-
 from fedchain_ledger.core.verification import Verified
+from fedchain_proto.errors import RuleError, UnavailableError
 
 # A transaction that stood through so many blocks with room for it was overlooked by the leader.
 _OVERLOOKED = 2

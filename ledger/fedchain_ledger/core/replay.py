@@ -9,6 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from fedchain_ledger.core import blockrules, policy
+from fedchain_ledger.core.blockrules import Parent, Problem
+from fedchain_ledger.core.policy import ViolationError
+from fedchain_ledger.core.report import Notebook
+from fedchain_ledger.core.rounds import RoundAudit
+from fedchain_ledger.core.state import ChainState
+from fedchain_ledger.core.verification import ForgeryError, VerificationCache, read, verify
 from fedchain_proto import merkle
 from fedchain_proto import wire_pb2 as wire
 from fedchain_proto.blocks import FIRST_HEIGHT, Certificate, Header, header_id
@@ -17,14 +24,6 @@ from fedchain_proto.errors import EvidenceError
 from fedchain_proto.statements import Statement
 from fedchain_proto.trust import Genesis
 from fedchain_proto.votes import NO_BLOCK
-
-from fedchain_ledger.core import blockrules, policy
-from fedchain_ledger.core.blockrules import Parent, Problem
-from fedchain_ledger.core.policy import ViolationError
-from fedchain_ledger.core.report import Notebook
-from fedchain_ledger.core.rounds import RoundAudit
-from fedchain_ledger.core.state import ChainState
-from fedchain_ledger.core.verification import ForgeryError, VerificationCache, read, verify
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from fedchain_proto import wire_pb2 as wire
-from fedchain_proto.blocks import Certificate, header_id
-from fedchain_proto.errors import EvidenceError, FedchainError
-from fedchain_proto.votes import check_vote
-
 from fedchain_ledger.core import messages
 from fedchain_ledger.core.application import Application
 from fedchain_ledger.core.effects import Decide, Refused
@@ -32,6 +27,10 @@ from fedchain_ledger.core.roundchange import (
 from fedchain_ledger.core.signing import HaltError, Voice
 from fedchain_ledger.core.timing import SLOT_HEIGHTS
 from fedchain_ledger.core.votebook import COMMIT, PREPARE, PROPOSAL, ROUND_CHANGE, same_content
+from fedchain_proto import wire_pb2 as wire
+from fedchain_proto.blocks import Certificate, header_id
+from fedchain_proto.errors import EvidenceError, FedchainError
+from fedchain_proto.votes import check_vote
 
 
 class Replica:

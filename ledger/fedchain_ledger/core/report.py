@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from fedchain_ledger.core.claims import LIMITS
 from fedchain_proto.hashing import short
 from fedchain_proto.names import printable
-
-from fedchain_ledger.core.claims import LIMITS
 
 Depth = Literal["chain", "full"]
 Verdict = Literal["PASS", "FAIL", "NOT CHECKABLE"]

@@ -6,14 +6,13 @@ share is looked at once.
 
 from collections import Counter
 
-from fedchain_proto import reasons
-from fedchain_proto import wire_pb2 as wire
-from fedchain_proto.hashing import short
-
 from fedchain_ledger.core.arrays import ArrayAudit, ClosedRound
 from fedchain_ledger.core.report import Notebook
 from fedchain_ledger.core.state import ChainState, Run
 from fedchain_ledger.core.verification import Verified
+from fedchain_proto import reasons
+from fedchain_proto import wire_pb2 as wire
+from fedchain_proto.hashing import short
 
 
 class RoundAudit:

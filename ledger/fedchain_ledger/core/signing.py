@@ -9,19 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from fedchain_proto import wire_pb2 as wire
-from fedchain_proto.blocks import Certificate
-from fedchain_proto.errors import EvidenceError, FedchainError
-from fedchain_proto.keys import SigningKey
-from fedchain_proto.trust import ValidatorSet
-from fedchain_proto.votes import sign_vote
-
 from fedchain_ledger.core.abstention import Abstention
 from fedchain_ledger.core.effects import JournalEntry, JournalType
 from fedchain_ledger.core.height import HeightState
 from fedchain_ledger.core.messages import parse, parse_lock, vote_of
 from fedchain_ledger.core.outbox import Outbox
 from fedchain_ledger.core.votebook import same_content
+from fedchain_proto import wire_pb2 as wire
+from fedchain_proto.blocks import Certificate
+from fedchain_proto.errors import EvidenceError, FedchainError
+from fedchain_proto.keys import SigningKey
+from fedchain_proto.trust import ValidatorSet
+from fedchain_proto.votes import sign_vote
 
 
 class HaltError(FedchainError):

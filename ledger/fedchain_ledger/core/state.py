@@ -10,14 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import cast
 
+from fedchain_ledger.core.table import Table
 from fedchain_proto import wire_pb2 as wire
 from fedchain_proto.blocks import Header
 from fedchain_proto.hashing import sha256
 from fedchain_proto.keys import key_id
 from fedchain_proto.merkle import Frontier
 from fedchain_proto.trust import Genesis, ValidatorSet
-
-from fedchain_ledger.core.table import Table
 
 _STATE = b"fedchain/state/v1\0"
 

@@ -7,10 +7,9 @@ ROUND_CHANGE only. A liar's huge round numbers push out nothing but the liar's o
 
 from __future__ import annotations
 
+from fedchain_ledger.core.effects import Accuse
 from fedchain_proto import wire_pb2 as wire
 from fedchain_proto.trust import ValidatorSet
-
-from fedchain_ledger.core.effects import Accuse
 
 KEPT_ROUNDS = 4  # per validator and type; an honest one votes in rising rounds
 MAX_ACCUSATIONS = 8  # per validator and height; one is enough to remove it

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedchain_proto.errors import FedchainError, UsageError
 from sqlalchemy.exc import DBAPIError
+
+from fedchain_proto.errors import FedchainError, UsageError
 
 _DAMAGED = "restore it from a backup, or compare with another validator's database"
 _ADVICE: dict[str, tuple[type[FedchainError], str]] = {

@@ -9,9 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
-from fedchain_proto.errors import UnavailableError
-
 from fedchain_ledger.service.store import Store
+from fedchain_proto.errors import UnavailableError
 
 P = ParamSpec("P")
 T = TypeVar("T")

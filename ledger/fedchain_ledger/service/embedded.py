@@ -13,15 +13,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias, TypeVar
 
-from fedchain_proto.errors import UnavailableError, UsageError
-from fedchain_proto.keys import SigningKey
-from fedchain_proto.trust import Genesis
-
 from fedchain_ledger.client import LedgerClient, Refusal
 from fedchain_ledger.core.timing import Timing
 from fedchain_ledger.core.verification import VerificationCache
 from fedchain_ledger.service.node import Clock, Node, NodeState
 from fedchain_ledger.service.transport import InProcessHub
+from fedchain_proto.errors import UnavailableError, UsageError
+from fedchain_proto.keys import SigningKey
+from fedchain_proto.trust import Genesis
 
 T = TypeVar("T")
 

@@ -2,12 +2,6 @@
 
 from collections.abc import Collection, Sequence
 
-from fedchain_proto import wire_pb2 as wire
-from fedchain_proto.blocks import Certificate
-from fedchain_proto.envelope import decode
-from fedchain_proto.errors import EvidenceError
-from fedchain_proto.statements import Statement, payload_type
-
 from fedchain_ledger.core.blockrules import IrreproducibleError
 from fedchain_ledger.core.chain import Chain, Committed
 from fedchain_ledger.service.dberrors import damaged
@@ -15,6 +9,11 @@ from fedchain_ledger.service.disk import Disk
 from fedchain_ledger.service.proofs import stored_receipt
 from fedchain_ledger.service.reading import ChainReader, StoredTransaction
 from fedchain_ledger.service.store import NewBlock, NewTransaction, Store
+from fedchain_proto import wire_pb2 as wire
+from fedchain_proto.blocks import Certificate
+from fedchain_proto.envelope import decode
+from fedchain_proto.errors import EvidenceError
+from fedchain_proto.statements import Statement, payload_type
 
 _UPDATE = payload_type(wire.UpdateSubmitted)
 _ADMITTED = payload_type(wire.MemberAdmitted)

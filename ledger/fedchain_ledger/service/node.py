@@ -14,20 +14,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TypeAlias, cast
 
-from fedchain_proto import wire_pb2 as wire
-from fedchain_proto.blocks import MAX_BLOCK_TRANSACTIONS
-from fedchain_proto.envelope import decode
-from fedchain_proto.errors import (
-    EvidenceError,
-    FedchainError,
-    RuleError,
-    UnavailableError,
-    UsageError,
-)
-from fedchain_proto.keys import SigningKey
-from fedchain_proto.statements import seal_statement
-from fedchain_proto.trust import Genesis
-
 from fedchain_ledger.core import messages
 from fedchain_ledger.core.chain import Chain, Committed
 from fedchain_ledger.core.consensus import Core, Status
@@ -57,6 +43,19 @@ from fedchain_ledger.service.timers import Elapsed, Timers
 from fedchain_ledger.service.transport import Transport
 from fedchain_ledger.service.verifying import verify_ahead
 from fedchain_ledger.service.waiting import Outcome, Waiting, answer
+from fedchain_proto import wire_pb2 as wire
+from fedchain_proto.blocks import MAX_BLOCK_TRANSACTIONS
+from fedchain_proto.envelope import decode
+from fedchain_proto.errors import (
+    EvidenceError,
+    FedchainError,
+    RuleError,
+    UnavailableError,
+    UsageError,
+)
+from fedchain_proto.keys import SigningKey
+from fedchain_proto.statements import seal_statement
+from fedchain_proto.trust import Genesis
 
 _log = logging.getLogger("fedchain.ledger")
 

@@ -7,14 +7,13 @@ own database is whole.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from fedchain_ledger.core.chain import Committed
+from fedchain_ledger.service.dberrors import damaged
+from fedchain_ledger.service.reading import ChainReader, StoredTransaction
 from fedchain_proto import merkle
 from fedchain_proto.blocks import Header
 from fedchain_proto.errors import EvidenceError
 from fedchain_proto.receipts import make_receipt
-
-from fedchain_ledger.core.chain import Committed
-from fedchain_ledger.service.dberrors import damaged
-from fedchain_ledger.service.reading import ChainReader, StoredTransaction
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,15 +16,15 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import quote
 
-from fedchain_proto.blocks import MAX_BLOCK_TRANSACTIONS
-from fedchain_proto.envelope import MAX_ENVELOPE_BYTES
-from fedchain_proto.errors import FedchainError, UsageError
-from fedchain_proto.hashing import DIGEST_SIZE
 from sqlalchemy import Connection, Executable, bindparam, create_engine, func, select, text
 from sqlalchemy.pool import NullPool
 
 from fedchain_ledger.service.dberrors import damaged, explained
 from fedchain_ledger.service.schema import FORMAT, blocks, log_nodes, meta, transactions
+from fedchain_proto.blocks import MAX_BLOCK_TRANSACTIONS
+from fedchain_proto.envelope import MAX_ENVELOPE_BYTES
+from fedchain_proto.errors import FedchainError, UsageError
+from fedchain_proto.hashing import DIGEST_SIZE
 
 BUSY_TIMEOUT_S = 2.0
 _MAX_INTEGER = 2**63 - 1

@@ -11,7 +11,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedchain_proto.errors import FedchainError, UsageError
 from sqlalchemy import Connection, bindparam, create_engine, delete, func, insert, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.pool import NullPool
@@ -29,6 +28,7 @@ from fedchain_ledger.service.schema import (
     metadata,
     transactions,
 )
+from fedchain_proto.errors import FedchainError, UsageError
 
 _INSERT_META = insert(meta)
 _INSERT_BLOCK = insert(blocks)

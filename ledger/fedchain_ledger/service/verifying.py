@@ -8,9 +8,8 @@ import asyncio
 import os
 from collections.abc import Sequence
 
-from fedchain_proto.errors import EvidenceError
-
 from fedchain_ledger.core.verification import KeyLookup, VerificationCache, Verified, verify
+from fedchain_proto.errors import EvidenceError
 
 FEW = 32
 """Below this many envelopes threads cost more than they save."""

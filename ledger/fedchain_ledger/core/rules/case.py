@@ -8,11 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
 
+from fedchain_ledger.core.state import ChainState, Run
 from fedchain_proto import wire_pb2 as wire
 from fedchain_proto.envelope import Signed
 from fedchain_proto.statements import Statement
-
-from fedchain_ledger.core.state import ChainState, Run
 
 # A deadline counts as passed only so long after it, in header time: honest clocks differ by less.
 GRACE_MS = 5_000

@@ -1,9 +1,5 @@
 """How a round ends: rules of RoundClosed. No update that stands in the log can be dropped here."""
 
-from fedchain_proto import reasons
-from fedchain_proto import wire_pb2 as wire
-from fedchain_proto.hashing import short
-
 from fedchain_ledger.core.rules.case import (
     Case,
     Complaint,
@@ -15,6 +11,9 @@ from fedchain_ledger.core.rules.case import (
 )
 from fedchain_ledger.core.rules.runs import BY_AGGREGATOR
 from fedchain_ledger.core.state import Round
+from fedchain_proto import reasons
+from fedchain_proto import wire_pb2 as wire
+from fedchain_proto.hashing import short
 
 Close = Case[wire.RoundClosed]
 

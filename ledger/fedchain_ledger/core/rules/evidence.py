@@ -7,14 +7,13 @@ Source: the design's consensus.md, "Evidence".
 
 import struct
 
+from fedchain_ledger.core.rules.case import Case, of_this_chain, rule
+from fedchain_ledger.core.state import ChainState
 from fedchain_proto import wire_pb2 as wire
 from fedchain_proto.envelope import Signed, decode, verify_signatures
 from fedchain_proto.errors import EvidenceError
 from fedchain_proto.statements import parse
 from fedchain_proto.votes import check_vote, decode_vote, preimage
-
-from fedchain_ledger.core.rules.case import Case, of_this_chain, rule
-from fedchain_ledger.core.state import ChainState
 
 _VOTES = (wire.OFFENCE_DOUBLE_VOTE, wire.OFFENCE_AMNESIA)
 

@@ -2,11 +2,10 @@
 
 from functools import lru_cache
 
+from fedchain_ledger.core.rules.case import Case, of_this_chain, rule
 from fedchain_proto import wire_pb2 as wire
 from fedchain_proto.errors import EvidenceError
 from fedchain_proto.keys import key_id, verify_possession
-
-from fedchain_ledger.core.rules.case import Case, of_this_chain, rule
 
 
 @rule("wrong-signer", "C10")

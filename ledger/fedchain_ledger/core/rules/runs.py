@@ -1,10 +1,5 @@
 """How a run begins, goes from round to round, and ends: RunOpened, RoundOpened, RunClosed."""
 
-from fedchain_proto import average
-from fedchain_proto import wire_pb2 as wire
-from fedchain_proto.hashing import short
-from fedchain_proto.keys import key_id
-
 from fedchain_ledger.core.rules.case import (
     Case,
     Complaint,
@@ -17,6 +12,10 @@ from fedchain_ledger.core.rules.case import (
     run_of,
 )
 from fedchain_ledger.core.state import Member
+from fedchain_proto import average
+from fedchain_proto import wire_pb2 as wire
+from fedchain_proto.hashing import short
+from fedchain_proto.keys import key_id
 
 
 def _not_signed_by(signers: tuple[bytes, ...], member: Member) -> str | None:

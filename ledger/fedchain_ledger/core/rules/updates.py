@@ -1,9 +1,5 @@
 """What a data owner may put into the log: rules of UpdateSubmitted."""
 
-from fedchain_proto import wire_pb2 as wire
-from fedchain_proto.hashing import short
-from fedchain_proto.keys import key_id
-
 from fedchain_ledger.core.rules.case import (
     Case,
     has_passed,
@@ -14,6 +10,9 @@ from fedchain_ledger.core.rules.case import (
     run_of,
 )
 from fedchain_ledger.core.state import Round
+from fedchain_proto import wire_pb2 as wire
+from fedchain_proto.hashing import short
+from fedchain_proto.keys import key_id
 
 Update = Case[wire.UpdateSubmitted]
 
