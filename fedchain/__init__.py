@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedchain.federation import Federation
-    from fedchain.launch import launch
+    from fedchain.launching import launch
     from fedchain.run import Run
     from fedchain_clients import attest
     from fedchain_ledger.core.report import Report
@@ -60,9 +60,17 @@ _HOMES = {
     "UpdateRecord": "fedchain_server",
     "UsageError": "fedchain_proto.errors",
     "attest": "fedchain_clients",
-    "launch": "fedchain.launch",
+    "launch": "fedchain.launching",
 }
-_TRAINING = {"ExclusionRecord", "LedgerFedAvg", "RoundRecord", "UpdateRecord", "attest", "launch"}
+_TRAINING = {
+    "ExclusionRecord",
+    "Federation",
+    "LedgerFedAvg",
+    "RoundRecord",
+    "UpdateRecord",
+    "attest",
+    "launch",
+}
 
 
 def __getattr__(name: str) -> Any:

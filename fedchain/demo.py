@@ -48,7 +48,7 @@ def run_demo(
     validator_names(validators)
     try:
         from fedchain import digits
-        from fedchain.launch import launch
+        from fedchain.launching import launch
         from fedchain.plot import save_learning_curve
     except ModuleNotFoundError as missing:
         raise UsageError(f"the demo needs {missing.name}: pip install 'fedchain[demo]'") from None

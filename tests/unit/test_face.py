@@ -1,5 +1,6 @@
 """The package's public face loads what is asked for, and no more."""
 
+import pkgutil
 import subprocess
 import sys
 
@@ -31,7 +32,7 @@ def test_auditor_needs_no_training_packages() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", ["launch", "LedgerFedAvg", "attest"])
+@pytest.mark.parametrize("name", ["launch", "LedgerFedAvg", "attest", "Federation"])
 def test_missing_training_package_names_the_extra(name: str) -> None:
     """What does need them says how to get them."""
     done = run(f"import fedchain; fedchain.{name}")
@@ -52,3 +53,10 @@ def test_every_public_name_exists_and_others_do_not() -> None:
         assert getattr(fedchain, name) is not None
     with pytest.raises(AttributeError):
         _ = fedchain.no_such_name  # type: ignore[attr-defined]
+
+
+def test_no_module_bears_a_public_name() -> None:
+    """Importing a module never puts it in the place of the function that bears its name."""
+    modules = {module.name for module in pkgutil.iter_modules(fedchain.__path__)}
+    assert "cli" in modules
+    assert not modules & set(fedchain.__all__)
