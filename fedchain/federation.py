@@ -27,11 +27,15 @@ from fedchain_proto.trust import Genesis, Validator, make_genesis, validator_pos
 from fedchain_server import LedgerFedAvg
 
 AGGREGATOR = "aggregator"
+_LOOK_S = 5.0  # On the way out of an error nobody waits for long.
 OPERATOR = "embedded"  # One party runs every validator here, under one operator's name.
 
 
 class Federation:
     """An embedded federation. Making one writes nothing; entering it makes folder and ledger.
+
+    Leaving it by an error before anything was recorded on the ledger, no run for instance, leaves
+    nothing behind.
 
     ::
 
@@ -59,6 +63,7 @@ class Federation:
         self._keys: dict[str, SigningKey] = {}
         self._ledger: EmbeddedLedger | None = None
         self._workdir: Workdir | None = None
+        self._founded: tuple[int, bytes] | None = None  # the ledger's head when nothing has run
 
     @property
     def ledger(self) -> LedgerClient:
@@ -104,11 +109,9 @@ class Federation:
         self._workdir = Workdir(self.path)
         try:
             self._start(self._create(self._workdir))
+            self._founded = self.ledger.head()
         except BaseException:
-            # No run was opened: what lies there is keys and admissions that nobody needs.
-            self._stop_ledger()
-            self._workdir.discard()
-            self._workdir = None
+            self._leave(empty=True)
             raise
         return self
 
@@ -118,24 +121,31 @@ class Federation:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._stop_ledger()
-        if self._workdir is not None:
-            self._workdir.release()
-            self._workdir = None
+        self._leave(empty=kind is not None and self._is_unused())
 
-    def _stop_ledger(self) -> None:
+    def _is_unused(self) -> bool:
+        """Whether the ledger holds its members' admissions and nothing else."""
+        try:
+            return self.ledger.head(timeout_s=_LOOK_S) == self._founded
+        except FedchainError:  # no answer: better a folder too many than a history too few
+            return False
+
+    def _leave(self, *, empty: bool) -> None:
+        """Stop the ledger and let go of the folder; `empty`: nobody needs what lies there."""
         if self._ledger is not None:
             self._ledger.stop()
             self._ledger = None
+        if self._workdir is not None:
+            if empty:
+                self._workdir.discard()
+            else:
+                self._workdir.release()
+            self._workdir = None
 
     def _create(self, folder: Workdir) -> Genesis:
         """Write keys, genesis and the owners' folders."""
         operators = ["admission", AGGREGATOR, *self._validators]
         self._keys = {name: SigningKey.generate() for name in (*operators, *self.participants)}
-        for path in ("keys", "ledger", "artifacts", "participants"):
-            (folder.path / path).mkdir(mode=0o700)
-        for name in operators:
-            save_key(folder.key(name), self._keys[name], None, unencrypted=True)
         raw = make_genesis(
             "fedchain-embedded",
             time.time_ns() // 1_000_000,
@@ -144,7 +154,14 @@ class Federation:
             [self._keys["admission"].public],
             1,
         )
-        folder.genesis.write_bytes(raw)
+        try:
+            for path in ("keys", "ledger", "artifacts", "participants"):
+                (folder.path / path).mkdir(mode=0o700)
+            folder.genesis.write_bytes(raw)
+        except OSError as error:
+            raise UsageError(f"cannot write into {folder.path}: {error.strerror}") from error
+        for name in operators:
+            save_key(folder.key(name), self._keys[name], None, unencrypted=True)
         for name in self.participants:
             OwnerHome.create(
                 folder.owner(name), name=name, genesis=raw, key=self._keys[name], passphrase=None

@@ -15,7 +15,7 @@ from fedchain.naming import check_count
 from fedchain.run import Run
 from fedchain_clients import attest
 from fedchain_proto.errors import UsageError
-from fedchain_proto.statements import Policy
+from fedchain_proto.statements import MAX_ROUND_DEADLINE_MS, Policy
 from fedchain_server import RoundRecord
 from fedchain_server.fedavg import resolve_device
 
@@ -71,19 +71,20 @@ def launch(
         The final model, the rounds' records, and `Run.audit`.
 
     Raises:
-        UsageError: An argument is out of range, or the folder is in use or not empty;
-            nothing was written.
+        UsageError: An argument is wrong, or the folder is in use, not empty or not writable. If
+            no run was opened yet, this or any error leaves nothing behind.
         RuleError: Fewer updates than the policy's ``min_clients`` held in a round. The run is
             closed as aborted and the ledger stays valid.
     """
     silence()  # The callbacks and the returned records say what Flower would log.
     federation = Federation(workdir, clients=clients, validators=validators)
     policy = policy if policy is not None else Policy(min_clients=min(DEFAULT_MIN_CLIENTS, clients))
-    _check(client_app, initial_arrays, clients, rounds, policy, fraction_evaluate, workers)
+    _check(client_app, initial_arrays, clients, rounds, policy, fraction_evaluate, workers, seed)
     workers = min(workers or os.cpu_count() or 1, clients)
     # With fewer workers than clients a client waits for its turn. The ledger's deadline allows
     # for the whole queue, so that one client that hangs cannot make those behind it late.
-    deadline_s = policy.round_timeout_s * math.ceil(clients / workers) + SLACK_S
+    queue_s = policy.round_timeout_s * math.ceil(clients / workers) + SLACK_S
+    deadline_s = min(queue_s, MAX_ROUND_DEADLINE_MS / 1000)
     grid = InProcessGrid(
         client_app,
         nodes=[
@@ -140,6 +141,7 @@ def _check(
     policy: object,
     fraction_evaluate: float,
     workers: int | None,
+    seed: object,
 ) -> None:
     """Refuse what cannot work before anything is forked or written."""
     if not isinstance(client_app, ClientApp):
@@ -162,6 +164,8 @@ def _check(
         )
     if not 0.0 <= fraction_evaluate <= 1.0:
         raise UsageError(f"fraction_evaluate must be between 0 and 1, not {fraction_evaluate!r}")
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise UsageError(f"seed must be a whole number, not {seed!r:.80}")
 
 
 def _check_device(device: str) -> None:

@@ -13,14 +13,20 @@
 import errno
 import fcntl
 import json
+import logging
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from fedchain_proto.errors import UsageError
 
+# All that this program puts into a work folder; what else lies there is somebody else's.
+_NOTE, _NEW_NOTE = "run.json", ".run.json.new"
+_OURS = ("genesis.json", "keys", "participants", "ledger", "artifacts", _NOTE, _NEW_NOTE, ".lock")
+_LOG = logging.getLogger("fedchain")
 _HINT = "choose a new folder, or remove this one if you no longer need its history"
 
 
@@ -69,11 +75,20 @@ class Workdir:
         return self.path / "participants" / participant
 
     def write_status(self, status: str, **facts: Any) -> None:
-        """Record how the run stands; atomic, so that a reader never sees half of it."""
+        """Note how the run stands; atomic, so that a reader never sees half of it.
+
+        A note that cannot be written is logged: it decides nothing, and must not hide why a run
+        ended.
+        """
         text = json.dumps({"format": "fedchain-run/1", "status": status, **facts}, indent=2)
-        temporary = self.path / ".run.json.new"
-        temporary.write_text(text + "\n")
-        temporary.replace(self.path / "run.json")
+        temporary = self.path / _NEW_NOTE
+        try:
+            temporary.write_text(text + "\n")
+            temporary.replace(self.path / _NOTE)
+        except OSError as error:
+            with suppress(OSError):
+                temporary.unlink()
+            _LOG.warning("%s has no note that the run is %s: %s", self.path, status, _why(error))
 
     def release(self) -> None:
         """Let go of the folder; may be called twice."""
@@ -82,15 +97,17 @@ class Workdir:
             self._lock = None
 
     def discard(self) -> None:
-        """Undo a creation that failed before anything was recorded: nothing half-written stays."""
-        for child in self.path.iterdir():
+        """Undo what came to nothing: no half-written folder stays, and no file of others goes."""
+        for name in _OURS:
+            child = self.path / name
             if child.is_dir() and not child.is_symlink():
                 shutil.rmtree(child, ignore_errors=True)
             else:
                 child.unlink(missing_ok=True)
         self.release()
         if self._made:
-            self.path.rmdir()
+            with suppress(OSError):  # it holds something that is not ours
+                self.path.rmdir()
 
     def __enter__(self) -> "Workdir":
         return self
@@ -141,7 +158,7 @@ def check_free(path: Path, *, holding: bool = False) -> None:
         raise UsageError(f"cannot look into {path}: {_why(error)}") from error
     if not holding and ".lock" in names and _locked(path / ".lock"):
         raise UsageError(f"{path} is in use by another process; choose another folder")
-    if "genesis.json" in names or "run.json" in names:
+    if "genesis.json" in names or _NOTE in names:
         raise UsageError(f"{path} already holds {_kind_of_run(path)}; {_HINT}")
     if names - {".lock"}:
         raise UsageError(f"{path} is not empty; {_HINT}")
@@ -150,7 +167,7 @@ def check_free(path: Path, *, holding: bool = False) -> None:
 def _kind_of_run(path: Path) -> str:
     """Say in words how the run in a folder ended, as far as its note tells."""
     try:
-        status = json.loads((path / "run.json").read_text()).get("status")
+        status = json.loads((path / _NOTE).read_text()).get("status")
     except (OSError, ValueError, AttributeError, RecursionError):
         status = None
     return {"completed": "a finished run", "aborted": "an aborted run"}.get(

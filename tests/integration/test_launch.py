@@ -1,5 +1,6 @@
 """`fedchain.launch` on real components: processes, SQLite, consensus, Flower messages."""
 
+import errno
 import json
 import os
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, MetricRecord
+from flwr.app import Array, ArrayRecord, MetricRecord
 
 import fedchain
 from tests import tiny
@@ -209,6 +210,7 @@ def group_lives(leader: int) -> bool:
         ({"device": "cuda:99"}, "cuda"),
         ({"device": "toaster"}, "toaster"),
         ({"fraction_evaluate": 2.0}, "fraction_evaluate"),
+        ({"seed": "today"}, "seed must be"),
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_is_written(
@@ -233,6 +235,65 @@ def test_wrong_types_are_refused(tmp_path: Path) -> None:
     with pytest.raises(fedchain.UsageError, match="no model"):
         fedchain.launch(tiny.make_app(), ArrayRecord(), clients=3, rounds=1, workdir=tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [(np.array([np.nan], np.float32), "NaN"), (np.array([True]), "boolean")],
+)
+def test_model_that_cannot_be_trained_leaves_no_folder(
+    tmp_path: Path, array: np.ndarray, words: str
+) -> None:
+    """What the strategy refuses at its start can be corrected and launched into the same folder."""
+    with pytest.raises(fedchain.UsageError, match=words):
+        fedchain.launch(
+            tiny.make_app(),
+            ArrayRecord({"x": Array(array)}),
+            clients=3,
+            rounds=1,
+            workdir=tmp_path / "run",
+        )
+    assert not (tmp_path / "run").exists()
+    launch(tmp_path / "run", rounds=1)
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+def test_what_ends_before_the_run_was_opened_leaves_no_folder(
+    tmp_path: Path, error: type[BaseException]
+) -> None:
+    """Ctrl-C or a bug of the caller's before round 1 leaves nothing; a file beside it stays."""
+    folder = tmp_path / "run"
+
+    def broken(number: int, arrays: ArrayRecord) -> MetricRecord:
+        if number == 0:
+            assert (folder / "genesis.json").exists()
+            (folder / "notes.txt").write_text("mine")
+            raise error
+        raise AssertionError("the run went on")
+
+    with pytest.raises(error):
+        launch(folder, server_evaluate=broken)
+    assert [child.name for child in folder.iterdir()] == ["notes.txt"]
+
+
+def test_folder_that_cannot_be_filled_is_a_usage_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is full before anything is recorded is one clear error, and leaves nothing."""
+
+    def full(path: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(fedchain.UsageError, match=r"run: No space left"):
+        launch(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_long_time_out_works_with_few_workers(tmp_path: Path) -> None:
+    """A queue of patient clients asks the ledger for no longer a deadline than it can give."""
+    policy = fedchain.Policy(min_clients=3, round_timeout_s=20 * 24 * 3600)
+    assert len(launch(tmp_path / "run", rounds=1, workers=1, policy=policy).rounds) == 1
 
 
 def test_finished_run_is_never_overwritten(tmp_path: Path) -> None:

@@ -83,3 +83,23 @@ def test_discard_leaves_what_was_there_before(tmp_path: Path) -> None:
         workdir.discard()
         assert path.exists() is stays
         assert not stays or not any(path.iterdir())
+
+
+def test_discard_spares_what_somebody_else_put_there(tmp_path: Path) -> None:
+    """Undoing a run removes what the run wrote, and no file beside it."""
+    workdir = Workdir(tmp_path / "run")
+    workdir.genesis.write_text("{}")
+    (workdir.path / "notes.txt").write_text("mine")
+    workdir.discard()
+    assert [child.name for child in workdir.path.iterdir()] == ["notes.txt"]
+
+
+def test_note_that_cannot_be_written_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A full disk must not hide, behind a mere note, why a run ended; nor leave half of one."""
+    with Workdir(tmp_path / "run") as workdir:
+        (workdir.path / "run.json").mkdir()
+        workdir.write_status("aborted")
+        assert not (workdir.path / ".run.json.new").exists()
+    assert "has no note that the run is aborted" in caplog.text
