@@ -3,6 +3,7 @@
 Exit status: 0 it holds, 1 it does not hold, 2 wrong usage or could not look.
 """
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -73,5 +74,9 @@ def demo(
 
 
 def main() -> None:
-    """Run the command line; the console script's entry point."""
-    sys.exit(run_cli(app))
+    """Run the command line and leave with its exit status."""
+    status = run_cli(app)
+    # All is closed; taking the interpreter down can still last a second. Who presses Ctrl-C then
+    # ends it at once, without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.exit(status)

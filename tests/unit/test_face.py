@@ -1,6 +1,7 @@
 """The package's public face loads what is asked for, and no more."""
 
 import pkgutil
+import signal
 import subprocess
 import sys
 
@@ -60,3 +61,30 @@ def test_no_module_bears_a_public_name() -> None:
     modules = {module.name for module in pkgutil.iter_modules(fedchain.__path__)}
     assert "cli" in modules
     assert not modules & set(fedchain.__all__)
+
+
+def test_interrupt_while_the_command_is_loaded_is_one_line() -> None:
+    """Ctrl-C in the first second says what it says later, with the same exit status."""
+    done = run(
+        "import sys\n"
+        "def interrupted(name, path=None, target=None):\n"
+        "    if name == 'fedchain.cli':\n"
+        "        raise KeyboardInterrupt\n"
+        "Blocked.find_spec = staticmethod(interrupted)\n"
+        "from fedchain.__main__ import main\n"
+        "main()"
+    )
+    assert (done.returncode, done.stderr) == (130, "error: interrupted\n")
+
+
+def test_interrupt_while_the_interpreter_leaves_is_silent() -> None:
+    """A second Ctrl-C, when everything is closed, ends the process and prints nothing more."""
+    done = run(
+        "import atexit, signal, sys\n"
+        "atexit.register(signal.raise_signal, signal.SIGINT)\n"
+        "sys.argv = ['fedchain', '--version']\n"
+        "from fedchain.__main__ import main\n"
+        "main()"
+    )
+    assert done.returncode == -signal.SIGINT
+    assert done.stderr == ""
