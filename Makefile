@@ -11,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 # A caller's Python settings must not leak into ours.
-unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test lint proto proto-check bench clean
 .DELETE_ON_ERROR:
