@@ -31,6 +31,10 @@ from fedchain_server.metrics import only_metrics
 from fedchain_server.rounds import Refusal
 
 MAX_DETAIL = 200  # characters of a stranger's words
+# Faulty arrays are kept as proof up to this, else one client could fill the disk with them: every
+# element of the model in the widest dtype, and room for more.
+KEPT_FACTOR = 8
+KEPT_SLACK_BYTES = 1 << 20
 _LOG = logging.getLogger("fedchain.server")
 
 _OF_ERROR: dict[int, wire.Reason.ValueType] = {
@@ -251,7 +255,8 @@ def judge_arrays(
     """Keep the arrays that came with an update, and say why it cannot be averaged, if so.
 
     Only arrays that have the signed digest are kept: others prove nothing. Faulty ones that were
-    signed are kept too, so that an auditor can see the fault.
+    signed are kept too, so that an auditor can see the fault, unless they are far larger than the
+    model.
 
     Raises:
         UsageError: The store cannot be written.
@@ -263,6 +268,11 @@ def judge_arrays(
         return Refusal(wire.REASON_MALFORMED_REPLY, "several ArrayRecords in it")
     try:
         arrays = read_arrays(records[0])
+        held = sum(array.nbytes for array in arrays.values())
+        base = sum(facts.base.flat(name).nbytes for name in facts.base.names)
+        if held > KEPT_FACTOR * base + KEPT_SLACK_BYTES:
+            detail = f"{held} bytes of arrays, where the model has {base}"
+            return Refusal(wire.REASON_MALFORMED_REPLY, detail)
         digest = model_digest(arrays, threads=threads)
         if digest != update.update:
             detail = f"signed {short(update.update)}, sent {short(digest)}"

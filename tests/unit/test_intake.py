@@ -303,6 +303,21 @@ def test_signed_but_faulty_arrays_stand_and_are_kept(
     assert desk.store.has(model_digest(arrays))
 
 
+@pytest.mark.parametrize(("elements", "kept"), [(1 << 20, True), ((1 << 20) + 1, False)])
+def test_faulty_arrays_far_larger_than_the_model_are_not_kept(
+    desk: Desk, elements: int, kept: bool
+) -> None:
+    """Proof of a fault costs the server a bounded place: nobody fills its disk by signing rubbish.
+
+    The model has 32 bytes; 8 times that and 1 MiB are kept, and not a byte more.
+    """
+    arrays = {**GOOD, "rubbish": np.zeros(elements + 7 * 32, np.uint8)}
+    desk.send(arrays)
+    expected = "REASON_WRONG_STRUCTURE" if kept else "REASON_MALFORMED_REPLY"
+    assert desk.judgement() == expected
+    assert desk.store.has(model_digest(arrays)) is kept
+
+
 def test_other_arrays_than_signed_are_a_mismatch_and_are_not_kept(desk: Desk) -> None:
     """What nobody signed proves nothing, and takes no room."""
     desk.deliver({"arrays": record_of(BASE)}, seal_statement(desk.update(GOOD), ALICE))
