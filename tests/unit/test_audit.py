@@ -190,6 +190,16 @@ def test_json_has_exactly_the_agreed_fields() -> None:
     assert "hides the update of alice" in finding["why"]
 
 
+def test_json_says_why_a_claim_was_not_checked() -> None:
+    """A program, too, learns the reason; a claim that passed has no finding."""
+    for one in audit_of(trained()[0]).to_json()["claims"]:
+        assert one["verdict"] in ("PASS", "NOT CHECKABLE")
+        assert bool(one["findings"]) is (one["verdict"] == "NOT CHECKABLE")
+        for reason in one["findings"]:
+            assert reason["why"]
+            assert {reason[key] for key in ("height", "run", "round", "participant")} == {None}
+
+
 def test_findings_are_capped_and_the_rest_is_counted() -> None:
     """A chain that is wrong everywhere gives a report that a person can read."""
     scribe = Scribe(WHO)

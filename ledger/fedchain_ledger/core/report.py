@@ -85,13 +85,15 @@ class ClaimResult:
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON object."""
+        """As a JSON object; a claim that was not checked finds no fault, but says why it was not."""
+        unchecked = self.notes if self.verdict == "NOT CHECKABLE" else ()
+        reasons = [Finding(None, None, None, None, note) for note in unchecked]
         return {
             "id": self.id,
             "title": self.title,
             "verdict": self.verdict,
             "checked": self.checked,
-            "findings": [finding.to_json() for finding in self.findings],
+            "findings": [finding.to_json() for finding in (*self.findings, *reasons)],
         }
 
 
