@@ -169,6 +169,14 @@ def test_report_always_says_what_no_ledger_proves() -> None:
             assert one.title in text
 
 
+def test_report_fits_a_terminal() -> None:
+    """No line is broken in the middle of a word where a terminal has 80 columns; but the first
+    one, which may have all claims to name, stays one."""
+    for scribe in (trained()[0], dropped_update()):
+        _, *lines = str(audit_of(scribe)).splitlines()
+        assert max(map(len, lines)) < 80
+
+
 def test_json_has_exactly_the_agreed_fields() -> None:
     """Programs that read the verdict find what they were promised, and nothing else."""
     scribe = dropped_update()

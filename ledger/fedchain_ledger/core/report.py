@@ -20,7 +20,7 @@ Verdict = Literal["PASS", "FAIL", "NOT CHECKABLE"]
 MAX_FINDINGS = 100  # of one claim; the rest is counted
 MAX_NOTES = 100
 _MAX_WHY = 600
-_WIDTH = 96
+_WIDTH = 79  # a line that fits a terminal
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class ClaimResult:
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON object; a claim that was not checked finds no fault, but says why it was not."""
+        """As a JSON object; what was not checked has no fault, but says why it was not."""
         unchecked = self.notes if self.verdict == "NOT CHECKABLE" else ()
         reasons = [Finding(None, None, None, None, note) for note in unchecked]
         return {
@@ -181,7 +181,8 @@ def _claim_lines(claim: ClaimResult) -> list[str]:
         "FAIL": f"{found} found, {claim.checked} held",
         "NOT CHECKABLE": "",
     }[claim.verdict]
-    lines = [f"{claim.id:<4}{claim.verdict:<14} {claim.title}" + (outcome and f" ({outcome})")]
+    lead = f"{claim.id:<4}{claim.verdict:<14} "
+    lines = _wrapped(claim.title + (outcome and f" ({outcome})"), lead)
     lines += _indented([str(finding) for finding in claim.findings], "     ! ")
     if claim.more:
         lines.append(f"     ! and {claim.more} more")
@@ -189,12 +190,12 @@ def _claim_lines(claim: ClaimResult) -> list[str]:
 
 
 def _indented(texts: Sequence[str], lead: str = "  - ") -> list[str]:
+    return [line for text in texts for line in _wrapped(text, lead)]
+
+
+def _wrapped(text: str, lead: str) -> list[str]:
     rest = " " * len(lead)
-    return [
-        line
-        for text in texts
-        for line in textwrap.wrap(text, _WIDTH, initial_indent=lead, subsequent_indent=rest)
-    ]
+    return textwrap.wrap(text, _WIDTH, initial_indent=lead, subsequent_indent=rest)
 
 
 class Notebook:
