@@ -20,6 +20,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
+    suggest_commands=False,  # click itself names what was meant; both would say it twice
 )
 app.add_typer(ledger.app, name="ledger")
 

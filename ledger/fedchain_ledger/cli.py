@@ -25,6 +25,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     add_completion=False,
     pretty_exceptions_enable=False,
+    suggest_commands=False,  # click itself names what was meant; both would say it twice
 )
 
 

@@ -123,6 +123,18 @@ def test_wrong_input_gets_one_line_and_leaves_nothing(
 
 
 @pytest.mark.parametrize(
+    ("arguments", "meant"), [(("dmo",), "demo"), (("ledger", "audt"), "audit")]
+)
+def test_mistyped_command_is_told_what_was_meant(
+    tmp_path: Path, arguments: tuple[str, ...], meant: str
+) -> None:
+    """Once, not twice."""
+    done = fedchain(*arguments, folder=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count(repr(meant)) == 1
+
+
+@pytest.mark.parametrize(
     "arguments", [("demo", "--rounds", "many"), ("demo", "--no-such-option"), ("no-such-command",)]
 )
 def test_wrong_usage_exits_with_2(tmp_path: Path, arguments: tuple[str, ...]) -> None:
