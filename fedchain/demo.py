@@ -13,7 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.progress import TimeElapsedColumn as Elapsed
 from rich.table import Table
 
-from fedchain.naming import participant_names, validator_names
+from fedchain.naming import MAX_ROUNDS, check_count, participant_names, validator_names
+from fedchain.workdir import check_free
 from fedchain_proto.errors import UsageError
 
 if TYPE_CHECKING:
@@ -43,9 +44,11 @@ def run_demo(
     Raises:
         UsageError: A number out of range, a folder in use, or a package that is missing.
     """
-    # A wrong number is refused before anything slow is imported.
+    # What can be refused at once is refused before anything slow is imported.
     participant_names(clients)
     validator_names(validators)
+    check_count("rounds", rounds, MAX_ROUNDS)
+    check_free(directory.absolute())
     try:
         from fedchain import digits
         from fedchain.launching import launch

@@ -11,7 +11,7 @@ from flwr.clientapp import ClientApp
 from fedchain._flower import silence
 from fedchain.federation import Federation
 from fedchain.grid import InProcessGrid, NodeSpec
-from fedchain.naming import check_count
+from fedchain.naming import MAX_ROUNDS, check_count
 from fedchain.run import Run
 from fedchain_clients import attest
 from fedchain_proto.errors import UsageError
@@ -19,7 +19,6 @@ from fedchain_proto.statements import MAX_ROUND_DEADLINE_MS, Policy
 from fedchain_server import RoundRecord
 from fedchain_server.fedavg import resolve_device
 
-MAX_ROUNDS = 100_000
 MAX_WORKERS = 1024
 DEFAULT_MIN_CLIENTS = 3
 SLACK_S = 5.0

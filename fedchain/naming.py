@@ -4,6 +4,7 @@ from fedchain_proto.errors import UsageError
 
 MAX_CLIENTS = 4096
 MAX_VALIDATORS = 100
+MAX_ROUNDS = 100_000
 
 
 def participant_names(clients: int) -> tuple[str, ...]:

@@ -40,6 +40,18 @@ def test_missing_training_package_names_the_extra(name: str) -> None:
     assert "pip install 'fedchain[train]'" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    ("wrong", "words"), [("'--rounds', '0'", "rounds must be"), ("'--dir', '/'", "not empty")]
+)
+def test_demo_refuses_at_once_what_cannot_work(wrong: str, words: str) -> None:
+    """Nobody waits for torch to be told of a typing mistake, and no banner comes before that."""
+    done = run(
+        f"import sys; sys.argv = ['fedchain', 'demo', {wrong}]; import fedchain.cli as c; c.main()"
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert words in done.stderr
+
+
 def test_demo_without_its_packages_is_one_line() -> None:
     """The command says what to install, in one line, with exit status 2."""
     done = run("import sys; sys.argv = ['fedchain', 'demo']; import fedchain.cli as c; c.main()")
