@@ -177,18 +177,17 @@ def _sign(content: RecordDict, opened: wire.RoundOpened, home: OwnerHome) -> byt
         num_examples=_num_examples(content),
     )
     before = home.journal.signed(opened.chain_id, opened.run, opened.round)
-    if before is None:
-        envelope = seal_statement(update, home.key)
-        home.journal.record(opened.chain_id, opened.run, opened.round, envelope)
-        return envelope
-    if parse(before.payload_type, before.payload) != update:
+    if before is not None and parse(before.payload_type, before.payload) != update:
         raise RuleError(
             f"round {opened.round} has been signed already, for other arrays or another number of"
             " examples; an owner never signs twice",
             code="conflict",
             claim="C11",
         )
-    return before.raw
+    envelope = seal_statement(update, home.key) if before is None else before.raw
+    # A journaled one, too: nothing leaves before its entry is durable, whoever wrote that.
+    home.journal.record(opened.chain_id, opened.run, opened.round, envelope)
+    return envelope
 
 
 def _num_examples(content: RecordDict) -> int:

@@ -64,7 +64,7 @@ class Journal:
         return max((int(number) for number in numbers if number.isdecimal()), default=0)
 
     def record(self, chain_id: bytes, run: bytes, number: int, envelope: bytes) -> None:
-        """Keep an envelope; on disk, name included, when this returns.
+        """Keep an envelope, again if need be; on disk, name included, when this returns.
 
         Raises:
             RuleError: Another process has just signed something else for this round.
@@ -82,6 +82,7 @@ class Journal:
                         code="conflict",
                         claim="C11",
                     )
+                _fsync(path.parent)  # whoever wrote it may not have come to this
         except OSError as error:
             raise UsageError(f"cannot write the journal {path}: {error.strerror}") from error
 

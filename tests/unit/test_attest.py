@@ -1,5 +1,6 @@
 """The owner's mod: what it refuses to train on, what it signs, and that it signs once."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,19 @@ def test_asked_again_the_same_bytes_are_sent(server: Server, home: OwnerHome) ->
     first, _ = update_in(attest(server.message(), context(home), App()))
     again, _ = update_in(attest(server.message(), context(home), App()))
     assert first == again
+
+
+def test_what_is_sent_again_is_made_durable_again(
+    server: Server, home: OwnerHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process that wrote the entry may have died before the entry's name was on the disk."""
+    attest(server.message(), context(home), App())
+    entry = next((home.path / "journal").rglob("*.update"))
+    synced: list[int] = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.fstat(fd).st_ino), fsync(fd)))
+    attest(server.message(), context(home), App())
+    assert entry.parent.stat().st_ino in synced
 
 
 @pytest.mark.parametrize("what", ["arrays", "examples"])
