@@ -14,7 +14,7 @@ from fedchain_ledger.service.reading import StoredTransaction, open_reader
 from fedchain_ledger.service.store import NewBlock, NewTransaction, Store
 from fedchain_proto import merkle
 from fedchain_proto.errors import FedchainError, UsageError
-from tests.permissions import BECOME_NOBODY, open_parents
+from tests.permissions import BECOME_NOBODY
 
 CHAIN = bytes(range(32))
 RUN = b"r" * 32
@@ -287,13 +287,14 @@ def test_reader_cannot_write(store: Store) -> None:
 
 
 @pytest.mark.parametrize("killed", [False, True], ids=["stopped", "killed"])
-def test_reader_works_where_it_may_not_write(store: Store, tmp_path: Path, killed: bool) -> None:
+def test_reader_works_where_it_may_not_write(
+    store: Store, public_folder: Path, killed: bool
+) -> None:
     """A copy on read-only ground is read, also one of a killed validator with its -wal."""
     store.append(block(1, transaction("a")))
     if not killed:
         store.close()
-    folder = tmp_path / "copy"
-    folder.mkdir()
+    folder = public_folder
     for child in store.path.parent.glob("validator-1.db*"):
         if not child.name.endswith("-shm"):
             (folder / child.name).write_bytes(child.read_bytes())
@@ -307,7 +308,6 @@ def test_reader_works_where_it_may_not_write(store: Store, tmp_path: Path, kille
     for child in folder.iterdir():
         child.chmod(0o444)
     folder.chmod(0o555)
-    open_parents(folder)
     before = sorted(child.name for child in folder.iterdir())
     result = subprocess.run(
         [sys.executable, "-c", program, str(folder / "validator-1.db")],
@@ -318,7 +318,6 @@ def test_reader_works_where_it_may_not_write(store: Store, tmp_path: Path, kille
     )
     assert result.stdout.strip() == "[b'envelope a']", result.stderr
     assert sorted(child.name for child in folder.iterdir()) == before
-    folder.chmod(0o755)
 
 
 def test_missing_database_is_a_usage_error(tmp_path: Path) -> None:

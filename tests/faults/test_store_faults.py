@@ -14,7 +14,7 @@ from fedchain_ledger.core.effects import JournalEntry
 from fedchain_ledger.service.reading import open_reader
 from fedchain_ledger.service.store import NewBlock, NewTransaction, Store
 from fedchain_proto.errors import FedchainError, UsageError
-from tests.permissions import BECOME_NOBODY, open_parents
+from tests.permissions import BECOME_NOBODY
 
 CHAIN = bytes(range(32))
 
@@ -140,12 +140,10 @@ def test_database_locked_by_another_program_is_named(tmp_path: Path) -> None:
     Store(path, CHAIN).close()
 
 
-def test_folder_that_may_not_be_written_is_named(tmp_path: Path) -> None:
+def test_folder_that_may_not_be_written_is_named(public_folder: Path) -> None:
     """A validator whose folder is closed to it says so in one line."""
-    folder = tmp_path / "closed"
-    folder.mkdir()
+    folder = public_folder
     folder.chmod(0o555)
-    open_parents(folder)
     program = (
         "import sys, pathlib\n"
         "from fedchain_ledger.service.store import Store\n"
