@@ -186,7 +186,8 @@ class ProcessEngine:
 
     def _wait_s(self) -> float | None:
         deadlines = [w.task.deadline for w in self._workers.values() if w.task]
-        return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+        # epoll takes at most 24.8 days at once; a policy may allow more.
+        return min(3600.0, max(0.0, min(deadlines) - time.monotonic())) if deadlines else None
 
     def _start_calls(self) -> None:
         """Give every idle worker a call, and stop the workers whose batch was cancelled."""

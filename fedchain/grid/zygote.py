@@ -78,8 +78,9 @@ class Zygote:
             serve: What a worker runs on its end of a socket pair.
         """
         self.sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        sys.stdout.flush()  # else the child would hold a second copy of what is not yet written
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:  # None where a daemon closed it
+                stream.flush()  # else the child would hold a second copy of what is unwritten
         server = os.getpid()
         self._pid = os.fork()
         if self._pid == 0:

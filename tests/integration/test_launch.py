@@ -341,3 +341,29 @@ def test_error_of_the_callers_own_callback_ends_the_run_cleanly(tmp_path: Path) 
     with pytest.raises(ZeroDivisionError):
         launch(tmp_path / "run", on_round=broken)
     assert audit(tmp_path / "run")["verdict"] == "PASS"
+
+
+def test_evaluation_that_nobody_can_parse_ends_no_run(tmp_path: Path) -> None:
+    """An evaluation reply with a hostile array costs that evaluation, never the run."""
+    from flwr.app import Array, Context, Message, RecordDict
+
+    app = tiny.make_app()
+    header = b"{'shape': (2,"
+    junk = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+    hostile = Array(dtype="float32", shape=(2,), stype="numpy.ndarray", data=junk)
+
+    @app.evaluate("hostile")
+    def evaluate(message: Message, context: Context) -> Message:
+        return Message(RecordDict({"a": ArrayRecord({"x": hostile})}), reply_to=message)
+
+    app._registered_funcs["evaluate.default"] = evaluate
+    run = fedchain.launch(
+        app,
+        tiny.initial_arrays(),
+        clients=3,
+        rounds=1,
+        workdir=tmp_path / "run",
+        policy=fedchain.Policy(min_clients=2, round_timeout_s=30 * 86400 - 60),
+        fraction_evaluate=1.0,
+    )
+    assert len(run.rounds[0].updates) == 3

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from fedchain.grid import codec
 from fedchain.grid.codec import Packed, pack, unpack
 from fedchain.grid.frames import Frame, FrameReader, FrameWriter
 from fedchain.grid.outcome import REASON_CHARS, clean
@@ -133,6 +134,14 @@ def test_an_array_must_be_what_it_claims() -> None:
     for dtype, shape, data in lies:
         with pytest.raises(EvidenceError):
             unpack(one_array(dtype, shape, data))
+
+
+@pytest.mark.parametrize("header", [b"{'shape': (2,", b"((((", b"'" * 9, b"\xff\xfe", b""])
+def test_a_header_that_nobody_can_parse_is_refused(header: bytes) -> None:
+    """Whatever numpy's own parser makes of a header, one client's junk ends no run."""
+    data = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+    with pytest.raises(EvidenceError, match=r"no \.npy"):
+        codec._npy_header(data)
 
 
 def test_an_array_of_python_objects_is_refused() -> None:
