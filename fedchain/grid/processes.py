@@ -212,7 +212,9 @@ class ProcessEngine:
     def _begin(self, worker: _Worker, batch: Batch, call: Call) -> None:
         state = self._states.get(call.node.node_id, NOTHING)
         request = request_frame(call.metadata, call.content, state)
-        limit = _REPLY_FACTOR * request.size_bytes + _REPLY_SLACK_BYTES
+        # The state is the client's own: it must not raise the limit of the next one.
+        asked_bytes = request._replace(state=NOTHING).size_bytes
+        limit = _REPLY_FACTOR * asked_bytes + _REPLY_SLACK_BYTES
         deadline = time.monotonic() + self._timeout_s
         worker.task = _Task(batch, call, FrameWriter(request), FrameReader(limit), deadline)
         self._listen(worker.sock, lambda _: self._on_event(worker), write=True)
